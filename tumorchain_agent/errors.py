@@ -1,0 +1,58 @@
+"""The one error tree. Every message names the culprit and the remedy in one line."""
+
+from __future__ import annotations
+
+
+class TumorChainError(Exception):
+    """Anything the user can do something about. ``str(error)`` is one line: the culprit, then the remedy."""
+
+    exit_code = 1
+
+    @property
+    def code(self) -> str:
+        """Stable machine-readable name, for tool errors and JSON output, e.g. ``"InputError"``."""
+        return type(self).__name__
+
+
+class InputError(TumorChainError):
+    """A file, question or option that can't be used as given."""
+
+    exit_code = 2
+
+
+class ScanError(InputError):
+    """The scan can't be read as one CT volume."""
+
+
+class LabelMapError(InputError):
+    """The label map doesn't fit the scan or holds unknown ids."""
+
+
+class UnknownOrganError(InputError):
+    """A name that matches none of the 56 organs of Table 10."""
+
+
+class QuestionError(InputError):
+    """The question is empty or too long."""
+
+
+class OutputError(InputError):
+    """The output folder can't be written."""
+
+
+class CheckpointError(InputError):
+    """A checkpoint folder that is incomplete, damaged, or not the one the evidence was made with."""
+
+
+class SegmentationError(TumorChainError):
+    """The segmentation worker failed or its weights are missing."""
+
+
+class ChatModelError(TumorChainError):
+    """The LLM endpoint failed, refused, or answered with nothing."""
+
+
+class Cancelled(TumorChainError):
+    """The caller cancelled; nothing half-written was left behind."""
+
+    exit_code = 130
