@@ -1,0 +1,117 @@
+"""Which TotalSegmentator weights are there, and their identity."""
+
+from __future__ import annotations
+
+import hashlib
+import os
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import Literal
+
+from tumorchain_agent.errors import SegmentationError
+from tumorchain_agent.settings import Settings
+
+NANO_WEIGHTS = Path(__file__).parent.parent / "model" / "nano_segmentation"
+"""Ships with the package: TotalSegmentator's folder layout, one model for task ``total``, fast (3 mm)."""
+
+Mode = Literal["default", "fast", "fastest"]
+CHECKPOINT = "checkpoint_final.pth"
+_MODES: tuple[Mode, ...] = ("default", "fast", "fastest")
+_WHOLE_FILE = 32 << 20
+_SAMPLE = 1 << 20
+
+
+@dataclass(frozen=True)
+class Weights:
+    """Installed weights for one mode of TotalSegmentator's task ``total``."""
+
+    source: Literal["official", "nano"]
+    mode: Mode
+    folder: Path
+    """What ``TOTALSEG_WEIGHTS_PATH`` is set to for the worker."""
+    spacing_mm: float
+    """Isotropic spacing that the networks of this mode work at."""
+    models: tuple[Path, ...]
+    """Folders with ``plans.json``, ``dataset.json`` and ``fold_0``."""
+
+    @property
+    def task(self) -> str:
+        """``"total"``, ``"total_fast"`` or ``"total_fastest"``."""
+        return "total" if self.mode == "default" else f"total_{self.mode}"
+
+    @cached_property
+    def weights_id(self) -> str:
+        """16 hex digits over the task and every model's files (big checkpoints by size, head and tail)."""
+        digest = hashlib.sha256(f"{self.source} {self.task}".encode())
+        for model in self.models:
+            for name in ("plans.json", "dataset.json", f"fold_0/{CHECKPOINT}"):
+                digest.update(f"\n{model.parent.name}/{name} ".encode())
+                _hash_file(digest, model / name)
+        return digest.hexdigest()[:16]
+
+
+def _hash_file(digest: hashlib._Hash, path: Path) -> None:
+    size = path.stat().st_size
+    digest.update(str(size).encode())
+    with path.open("rb") as file:
+        if size <= _WHOLE_FILE:
+            digest.update(file.read())
+            return
+        digest.update(file.read(_SAMPLE))
+        file.seek(-_SAMPLE, os.SEEK_END)
+        digest.update(file.read())
+
+
+def model_folder(root: Path, task_id: int, trainer: str, plans: str = "nnUNetPlans") -> Path:
+    """Where TotalSegmentator expects the model of ``task_id`` below a weights folder."""
+    from totalsegmentator.map_tasks_config import TASK_ID_WEIGHTS_CONFIGS
+
+    dataset = TASK_ID_WEIGHTS_CONFIGS[task_id]["foldername"]
+    return root / str(dataset) / f"{trainer}__{plans}__3d_fullres"
+
+
+def installed(root: Path, mode: Mode, source: Literal["official", "nano"]) -> Weights | None:
+    """The weights of ``mode`` below ``root`` when every model of it is complete, else ``None``."""
+    from totalsegmentator.map_tasks_config import TASK_CONFIGS
+
+    config = TASK_CONFIGS["total"]["sub_modes"][mode]
+    ids = config["task_id"] if isinstance(config["task_id"], list) else [config["task_id"]]
+    models = tuple(model_folder(root, task_id, config["trainer"]) for task_id in ids)
+    needed = ("plans.json", "dataset.json", f"fold_0/{CHECKPOINT}")
+    if not all((model / name).is_file() for model in models for name in needed):
+        return None
+    return Weights(source, mode, root, float(config["resample"]), models)
+
+
+def official_folder() -> Path:
+    """Where TotalSegmentator itself looks for its weights."""
+    if os.environ.get("TOTALSEG_WEIGHTS_PATH"):
+        return Path(os.environ["TOTALSEG_WEIGHTS_PATH"])
+    home = os.environ.get("TOTALSEG_HOME_DIR")
+    return (Path(home) if home else Path.home() / ".totalsegmentator") / "nnunet" / "results"
+
+
+def find_weights(settings: Settings, nano_folder: Path = NANO_WEIGHTS) -> Weights:
+    """The best installed weights that ``settings.segmentation`` allows.
+
+    Official weights: task ``total`` at 1.5 mm when all five models are there, else ``fast`` (3 mm), else
+    ``fastest`` (6 mm). Raises SegmentationError when there are none.
+    """
+    if settings.segmentation != "nano":
+        for mode in _MODES:
+            found = installed(official_folder(), mode, "official")
+            if found is not None:
+                return found
+    if settings.segmentation == "official":
+        raise SegmentationError(
+            f"no official TotalSegmentator weights in {official_folder()}; "
+            "run totalseg_download_weights -t total, or set TUMORCHAIN_SEGMENTATION=nano"
+        )
+    nano = installed(nano_folder, "fast", "nano")
+    if nano is None:
+        raise SegmentationError(
+            f"the nano segmentation weights in {nano_folder} are missing or incomplete; "
+            "reinstall the package, or run totalseg_download_weights -t total"
+        )
+    return nano
