@@ -1,0 +1,148 @@
+"""An LLM behind an OpenAI-compatible endpoint, e.g. vLLM with ``--enable-prompt-embeds``."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator, Iterator
+from contextlib import contextmanager
+from typing import Any, Final
+from urllib.parse import urlsplit
+
+import openai
+from langchain_core.outputs import ChatGenerationChunk, ChatResult
+from langchain_openai import ChatOpenAI
+from pydantic import SecretStr
+
+from tumorchain_agent.errors import ChatModelError, CheckpointError
+from tumorchain_agent.model.checkpoint import CheckpointInfo, served_name
+from tumorchain_agent.settings import Settings
+
+MAX_RETRIES: Final = 2
+_FAILURES: Final = (openai.OpenAIError, TimeoutError, ValueError, TypeError, KeyError)
+"""What the client raises for a refusal, a lost connection, or an answer that is no chat completion."""
+
+
+class ServedChatModel(ChatOpenAI):
+    """``ChatOpenAI`` whose failures are :class:`ChatModelError`, a stream that breaks off early included."""
+
+    def _generate(self, *args: Any, **kwargs: Any) -> ChatResult:
+        with _as_chat_error(self.openai_api_base):
+            return super()._generate(*args, **kwargs)
+
+    async def _agenerate(self, *args: Any, **kwargs: Any) -> ChatResult:
+        with _as_chat_error(self.openai_api_base):
+            return await super()._agenerate(*args, **kwargs)
+
+    def _stream(self, *args: Any, **kwargs: Any) -> Iterator[ChatGenerationChunk]:
+        ended = False
+        with _as_chat_error(self.openai_api_base):
+            for chunk in super()._stream(*args, **kwargs):
+                ended = ended or _is_end(chunk)
+                yield chunk
+        self._check_ended(ended)
+
+    async def _astream(self, *args: Any, **kwargs: Any) -> AsyncIterator[ChatGenerationChunk]:
+        ended = False
+        with _as_chat_error(self.openai_api_base):
+            async for chunk in super()._astream(*args, **kwargs):
+                ended = ended or _is_end(chunk)
+                yield chunk
+        self._check_ended(ended)
+
+    def _check_ended(self, ended: bool) -> None:
+        if not ended:
+            raise ChatModelError(
+                f"{self.openai_api_base} broke off its answer: look into the server's log, ask again"
+            )
+
+
+def connect(
+    settings: Settings, info: CheckpointInfo | None, *, temperature: float, max_tokens: int
+) -> ServedChatModel:
+    """A client of ``settings.llm_url``.
+
+    ``info`` is the checkpoint that token evidence comes from, ``None`` for other evidence; the server must
+    then serve its LLM under a name or from a folder that holds its ``checkpoint_id``. Without ``llm_model``
+    the server must serve one model only. Raises :class:`CheckpointError` and :class:`ChatModelError`.
+    """
+    url = _with_version(settings.llm_url or "")
+    key = settings.llm_api_key or "none"
+    name = settings.llm_model
+    if name is None or info is not None:
+        entry = _find(url, _served(url, key, settings.llm_timeout_s), name)
+        name = entry.id
+        if info is not None:
+            _check_served(url, entry, info)
+    return ServedChatModel(
+        model=name,
+        base_url=url,
+        api_key=SecretStr(key),
+        temperature=temperature,
+        max_completion_tokens=max_tokens,
+        timeout=settings.llm_timeout_s,
+        stream_chunk_timeout=settings.llm_timeout_s,
+        max_retries=MAX_RETRIES,
+        stream_usage=True,
+        use_responses_api=False,
+    )
+
+
+def _with_version(url: str) -> str:
+    if urlsplit(url).scheme not in ("http", "https"):
+        raise ChatModelError(f"LLM address {url!r} is no http(s) URL: use e.g. http://localhost:8000/v1")
+    return url if urlsplit(url).path.strip("/") else f"{url.rstrip('/')}/v1"
+
+
+def _served(url: str, key: str, timeout: float) -> list[Any]:
+    with (
+        _as_chat_error(url),
+        openai.OpenAI(base_url=url, api_key=key, timeout=timeout, max_retries=MAX_RETRIES) as client,
+    ):
+        return list(client.models.list())
+
+
+def _find(url: str, served: list[Any], name: str | None) -> Any:
+    names = [str(entry.id) for entry in served]
+    if name is None and len(served) == 1:
+        return served[0]
+    if name not in names:
+        raise ChatModelError(
+            f"{url} serves {', '.join(names) or 'no model'}: name one of them with --llm-model"
+        )
+    return served[names.index(name)]
+
+
+def _check_served(url: str, entry: Any, info: CheckpointInfo) -> None:
+    if info.checkpoint_id not in f"{entry.id} {getattr(entry, 'root', '')}":
+        raise CheckpointError(
+            f"{url} serves {entry.id}, the evidence tokens belong to checkpoint {info.checkpoint_id}: "
+            f"serve that folder with --served-model-name {served_name(info)}, or pass its --model"
+        )
+
+
+def _is_end(chunk: ChatGenerationChunk) -> bool:
+    return bool((chunk.generation_info or {}).get("finish_reason"))
+
+
+@contextmanager
+def _as_chat_error(url: str | None) -> Iterator[None]:
+    try:
+        yield
+    except _FAILURES as error:
+        reason = " ".join(str(error).split())[:300] or type(error).__name__
+        raise ChatModelError(f"{url}: {reason}: {_remedy(error, reason)}") from error
+
+
+def _remedy(error: Exception, reason: str) -> str:
+    if isinstance(error, openai.APITimeoutError | TimeoutError):
+        return "raise TUMORCHAIN_LLM_TIMEOUT_S or ask less at once"
+    if isinstance(error, openai.APIConnectionError):
+        return "check that the server runs and --llm-url is right"
+    if isinstance(error, openai.AuthenticationError | openai.PermissionDeniedError):
+        return "set TUMORCHAIN_LLM_API_KEY"
+    if isinstance(error, openai.NotFoundError):
+        return "check --llm-url and --llm-model"
+    if "prompt_embeds" in reason or "prompt-embeds" in reason:
+        return "start vLLM with --enable-prompt-embeds, or pass --evidence text"
+    if "context" in reason or "maximum model length" in reason:
+        return "use --history latest or fewer rounds (--max-rounds)"
+    return "look into the server's log"

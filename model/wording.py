@@ -1,0 +1,20 @@
+"""The words around evidence that a TumorChain LLM is trained with; training and inference take them from here."""
+
+from __future__ import annotations
+
+from typing import Final
+
+from tumorchain_agent.tools.organs import display_name
+
+ATTENTION: Final = "The question requires greater attention to"
+"""Eq. 5, followed by the organ."""
+
+
+def attention_text(organ: str) -> str:
+    """T^i of eq. 5."""
+    return f"{ATTENTION} {display_name(organ)}"
+
+
+def absent_text(organ: str) -> str:
+    """What the LLM is told of an organ that the scan doesn't hold; a line of its own."""
+    return f"{display_name(organ)} is not in the scan; not assessed\n"

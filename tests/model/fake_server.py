@@ -1,0 +1,114 @@
+"""A tiny OpenAI-compatible server on loopback that records what it was sent."""
+
+from __future__ import annotations
+
+import json
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from typing import Any
+
+WORDS = ("A lesion", " in the", " liver.")
+USAGE = {
+    "prompt_tokens": 300,
+    "completion_tokens": 4,
+    "total_tokens": 304,
+    "prompt_tokens_details": {"cached_tokens": 256},
+}
+
+
+@dataclass
+class FakeServer:
+    """``status`` other than 200 refuses chat requests; ``breaks_off`` leaves a stream without its end."""
+
+    models: list[dict[str, str]]
+    status: int = 200
+    message: str = "refused"
+    breaks_off: bool = False
+    url: str = ""
+    requests: list[dict[str, Any]] = field(default_factory=list)
+    keys: list[str] = field(default_factory=list)
+
+
+@contextmanager
+def serve(fake: FakeServer) -> Iterator[FakeServer]:
+    """Run until the block ends."""
+
+    class Handler(_Handler):
+        state = fake
+
+    server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
+    thread = threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.01}, daemon=True)
+    thread.start()
+    fake.url = f"http://127.0.0.1:{server.server_address[1]}/v1"
+    try:
+        yield fake
+    finally:
+        server.shutdown()
+        server.server_close()
+        thread.join()
+
+
+class _Handler(BaseHTTPRequestHandler):
+    state: FakeServer
+
+    def do_GET(self) -> None:
+        models = [
+            {"object": "model", "created": 0, "owned_by": "test", **model} for model in self.state.models
+        ]
+        self._send_json(200, {"object": "list", "data": models})
+
+    def do_POST(self) -> None:
+        request = json.loads(self.rfile.read(int(self.headers["Content-Length"])))
+        self.state.requests.append(request)
+        self.state.keys.append(self.headers["Authorization"])
+        if self.state.status != 200:
+            self._send_json(self.state.status, {"error": {"message": self.state.message, "type": "error"}})
+        elif request.get("stream"):
+            self._stream(request["model"])
+        else:
+            self._answer(request["model"])
+
+    def _answer(self, model: str) -> None:
+        choice = {
+            "index": 0,
+            "message": {"role": "assistant", "content": "".join(WORDS)},
+            "finish_reason": "stop",
+        }
+        body = {"id": "1", "object": "chat.completion", "created": 0, "model": model}
+        self._send_json(200, {**body, "choices": [choice], "usage": USAGE})
+
+    def _stream(self, model: str) -> None:
+        self.send_response(200)
+        self.send_header("Content-Type", "text/event-stream")
+        self.end_headers()
+        for word in WORDS:
+            self._event(model, [{"index": 0, "delta": {"role": "assistant", "content": word}}])
+        if self.state.breaks_off:
+            return
+        self._event(model, [{"index": 0, "delta": {}, "finish_reason": "stop"}])
+        self._event(model, [], usage=USAGE)
+        self.wfile.write(b"data: [DONE]\n\n")
+
+    def _event(self, model: str, choices: list[dict[str, Any]], **more: Any) -> None:
+        body = {
+            "id": "1",
+            "object": "chat.completion.chunk",
+            "created": 0,
+            "model": model,
+            "choices": choices,
+        }
+        self.wfile.write(f"data: {json.dumps(body | more)}\n\n".encode())
+
+    def _send_json(self, status: int, body: dict[str, Any]) -> None:
+        data = json.dumps(body).encode()
+        self.send_response(status)
+        self.send_header("Content-Type", "application/json")
+        self.send_header("Content-Length", str(len(data)))
+        self.end_headers()
+        self.wfile.write(data)
+
+    def log_message(self, format: str, *args: Any) -> None:
+        """Nothing on stderr."""

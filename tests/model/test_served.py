@@ -1,0 +1,159 @@
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import anyio
+import pytest
+from langchain_core.language_models.chat_models import BaseChatModel
+from langchain_core.messages import AIMessage, AIMessageChunk
+
+from tests.model.fake_server import WORDS, FakeServer, serve
+from tests.model.test_chat import question, second_round
+from tumorchain_agent.errors import ChatModelError, CheckpointError
+from tumorchain_agent.model.chat import chat_model_from
+from tumorchain_agent.model.checkpoint import read_info, served_name
+from tumorchain_agent.settings import Settings
+
+ANSWER = "".join(WORDS)
+
+
+@pytest.fixture
+def fake(tiny_folder: Path) -> Iterator[FakeServer]:
+    with serve(
+        FakeServer(models=[{"id": served_name(read_info(tiny_folder)), "root": "/models/x"}])
+    ) as running:
+        yield running
+
+
+@pytest.fixture
+def settings(fake: FakeServer, tiny_folder: Path) -> Settings:
+    return Settings(model=tiny_folder, llm_url=fake.url, llm_timeout_s=5)
+
+
+def _ask(how: str, model: BaseChatModel, messages: Any) -> AIMessage | AIMessageChunk:
+    async def collect() -> Any:
+        return [chunk async for chunk in model.astream(messages)]
+
+    if how == "invoke":
+        return model.invoke(messages)
+    if how == "ainvoke":
+        return anyio.run(model.ainvoke, messages)
+    chunks = list(model.stream(messages)) if how == "stream" else anyio.run(collect)
+    merged = chunks[0]
+    for chunk in chunks[1:]:
+        merged += chunk
+    assert isinstance(merged, AIMessageChunk)
+    return merged
+
+
+HOW = pytest.mark.parametrize("how", ["invoke", "ainvoke", "stream", "astream"])
+
+
+@HOW
+def test_embeddings_reach_the_server_as_they_were_written(
+    fake: FakeServer, settings: Settings, how: str
+) -> None:
+    messages = second_round(question(), AIMessage("A lesion."))
+    answer = _ask(how, chat_model_from(settings, max_tokens=7), messages)
+    (request,) = fake.requests
+    assert [message["content"] for message in request["messages"]] == [m.content for m in messages]
+    assert [message["role"] for message in request["messages"]] == ["user", "assistant", "user"]
+    assert request["temperature"] == 0
+    assert request["max_completion_tokens"] == 7
+    assert answer.text == ANSWER
+
+
+@HOW
+def test_usage_and_cached_tokens_are_reported(settings: Settings, how: str) -> None:
+    answer = _ask(how, chat_model_from(settings), question())
+    assert answer.usage_metadata is not None
+    assert answer.usage_metadata["input_tokens"] == 300
+    assert answer.usage_metadata["output_tokens"] == 4
+    assert answer.usage_metadata["input_token_details"] == {"cache_read": 256}
+
+
+def test_the_only_model_of_a_server_needs_no_name(fake: FakeServer, settings: Settings) -> None:
+    answer = chat_model_from(settings).invoke(question())
+    assert answer.response_metadata["model_name"] == fake.models[0]["id"]
+
+
+def test_token_evidence_never_goes_to_a_server_of_other_weights(
+    fake: FakeServer, settings: Settings, tiny_folder: Path
+) -> None:
+    checkpoint = read_info(tiny_folder).checkpoint_id
+    fake.models = [{"id": "qwen", "root": "Qwen/Qwen2.5-VL-7B-Instruct"}]
+    with pytest.raises(
+        CheckpointError, match=f"serves qwen, the evidence tokens belong to checkpoint {checkpoint}"
+    ):
+        chat_model_from(settings)
+    chat_model_from(settings, evidence="images")
+    chat_model_from(settings, evidence="text")
+
+
+def test_a_folder_named_after_its_checkpoint_is_recognised(
+    fake: FakeServer, settings: Settings, tiny_folder: Path
+) -> None:
+    fake.models = [{"id": "any", "root": f"/models/{served_name(read_info(tiny_folder))}"}, {"id": "other"}]
+    chat_model_from(settings.model_copy(update={"llm_model": "any"}))
+    with pytest.raises(CheckpointError, match="serves other"):
+        chat_model_from(settings.model_copy(update={"llm_model": "other"}))
+
+
+def test_a_server_of_several_models_needs_a_name_that_it_serves(fake: FakeServer, settings: Settings) -> None:
+    fake.models = [{"id": "a"}, {"id": "b"}]
+    with pytest.raises(ChatModelError, match="serves a, b: name one of them with --llm-model"):
+        chat_model_from(settings, evidence="text")
+
+
+def test_a_named_model_is_not_looked_up_when_evidence_is_text(settings: Settings) -> None:
+    nowhere = settings.model_copy(update={"llm_model": "any", "llm_url": "http://127.0.0.1:9/v1"})
+    assert chat_model_from(nowhere, evidence="text") is not None
+
+
+def test_only_the_configured_key_is_sent(
+    fake: FakeServer, settings: Settings, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("OPENAI_API_KEY", "sk-of-another-service")
+    chat_model_from(settings).invoke(question())
+    chat_model_from(settings.model_copy(update={"llm_api_key": "mine"})).invoke(question())
+    assert fake.keys == ["Bearer none", "Bearer mine"]
+
+
+@pytest.mark.parametrize(
+    ("status", "message", "remedy"),
+    [
+        (401, "bad key", "set TUMORCHAIN_LLM_API_KEY"),
+        (404, "no such model", "check --llm-url and --llm-model"),
+        (400, "You must set `--enable-prompt-embeds`", "start vLLM with --enable-prompt-embeds"),
+        (400, "longer than the maximum model length of 8192", "use --history latest"),
+        (422, "?", "look into the server's log"),
+    ],
+)
+@HOW
+def test_a_refusal_names_its_remedy(
+    fake: FakeServer, settings: Settings, how: str, status: int, message: str, remedy: str
+) -> None:
+    fake.status, fake.message = status, message
+    with pytest.raises(ChatModelError) as caught:
+        _ask(how, chat_model_from(settings), question())
+    text = str(caught.value)
+    assert fake.url in text
+    assert remedy in text
+    assert "\n" not in text
+
+
+@pytest.mark.parametrize("how", ["stream", "astream"])
+def test_an_answer_that_breaks_off_is_an_error(fake: FakeServer, settings: Settings, how: str) -> None:
+    fake.breaks_off = True
+    with pytest.raises(ChatModelError, match="broke off its answer"):
+        _ask(how, chat_model_from(settings), question())
+
+
+def test_a_server_that_is_not_there_or_no_url_is_named(settings: Settings) -> None:
+    gone = settings.model_copy(update={"llm_url": "http://127.0.0.1:9"})
+    with pytest.raises(ChatModelError, match=r"127\.0\.0\.1:9/v1: .*check that the server runs"):
+        chat_model_from(gone)
+    with pytest.raises(ChatModelError, match=r"no http\(s\) URL"):
+        chat_model_from(settings.model_copy(update={"llm_url": "localhost:8000"}))
