@@ -1,0 +1,83 @@
+"""Each sentence of the answer with the organs and the evidence that it rests on."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Final
+
+from tumorchain_agent.records import Claim, Notice, OrganEvidence
+from tumorchain_agent.tools.organs import display_name, mentioned_organs
+
+_HEADING: Final = re.compile(
+    r"\s*#*\s*[*_]*(?:findings?|impressions?|pathology|conclusions?|answer|diagnosis|summary)[*_]*\s*(?::[*_]*|$)\s*",
+    re.IGNORECASE,
+)
+_BULLET: Final = re.compile(r"\s*(?:[-*•–]|\d{1,2}[.)])\s+")
+_END: Final = re.compile(r"[.!?]+[)\"'”]*(?=\s+[A-Z0-9(\"“])")
+_ABBREVIATION: Final = re.compile(
+    r"(?:\b(?:e\.g|i\.e|cf|vs|approx|ca|fig|no|dr|incl|resp)\.|^\d{1,2}\.)$", re.IGNORECASE
+)
+_NOT_ASSESSED: Final = re.compile(
+    r"\bnot\s+(?:\w+\s+){0,2}(?:assess|evaluat|includ|imag|seen|visib|visuali|cover|captur|contain|available|present|"
+    r"depict|shown|part of|within|in)\w*|\b(?:absent|outside|unassess\w*|missing|excluded|out of)\b|"
+    r"\b(?:cannot|can't|could not|can not)\s+be\s+\w+",
+    re.IGNORECASE,
+)
+
+
+def sentences(text: str) -> list[str]:
+    """The sentences of a text, each verbatim, without headings and bullets.
+
+    >>> sentences("Findings:\\n- The liver is 2.5 cm larger, e.g. Fig. 2. No lesion.\\nImpression: T2 N0 M0.")
+    ['The liver is 2.5 cm larger, e.g. Fig. 2.', 'No lesion.', 'T2 N0 M0.']
+    """
+    found: list[str] = []
+    for line in text.splitlines():
+        rest = _BULLET.sub("", line, count=1) if _BULLET.match(line) else line
+        rest = _HEADING.sub("", rest, count=1) if _HEADING.match(rest) else rest
+        rest = _BULLET.sub("", rest, count=1) if _BULLET.match(rest) else rest
+        found += [sentence for sentence in _split(rest) if re.search(r"\w", sentence)]
+    return found
+
+
+def _split(line: str) -> Iterator[str]:
+    start = 0
+    for end in _END.finditer(line):
+        if not _ABBREVIATION.search(line[start : end.end()]):
+            yield line[start : end.end()].strip()
+            start = end.end()
+    yield line[start:].strip()
+
+
+def make_claims(
+    conclusion: str, evidence: Mapping[str, OrganEvidence], global_uri: str | None
+) -> tuple[Claim, ...]:
+    """A claim a sentence.
+
+    A sentence that names no organ rests on what the sentence before rests on; before any organ is named, and
+    for organs that were never examined, that is τ_g, where the LLM was shown it.
+    """
+    claims: list[Claim] = []
+    organs: tuple[str, ...] = ()
+    for sentence in sentences(conclusion):
+        organs = tuple(mentioned_organs(sentence)) or organs
+        uris = [uri for organ in organs if organ in evidence for uri in evidence[organ].uris]
+        if global_uri is not None and not all(organ in evidence for organ in organs or ("",)):
+            uris.insert(0, global_uri)
+        claims.append(Claim(sentence=sentence, organs=organs, evidence_uris=tuple(dict.fromkeys(uris))))
+    return tuple(claims)
+
+
+def absent_described(conclusion: str, absent: Sequence[str]) -> list[Notice]:
+    """A notice for each sentence that speaks of an organ that isn't in the scan, and doesn't say so."""
+    found: list[Notice] = []
+    for sentence in sentences(conclusion):
+        for organ in mentioned_organs(sentence):
+            if organ in absent and not _NOT_ASSESSED.search(sentence):
+                message = (
+                    f"The answer speaks of {display_name(organ)}, which is not in the scan; "
+                    f"nothing it says of it was assessed: “{sentence[:200]}”"
+                )
+                found.append(Notice(code="absent_organ_described", message=message, organ=organ))
+    return found

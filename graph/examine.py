@@ -1,0 +1,97 @@
+"""The evidence of one organ, by what the LLM can read."""
+
+from __future__ import annotations
+
+from tumorchain_agent.errors import TumorChainError
+from tumorchain_agent.graph.client import Classified, CTTools, Measured, Pictured
+from tumorchain_agent.graph.state import ExamineInput
+from tumorchain_agent.records import EvidenceKind, Measurement, Notice, OrganEvidence, TokenSet
+from tumorchain_agent.tools.organs import display_name
+
+
+async def examine_organ(tools: CTTools, kind: EvidenceKind, state: ExamineInput) -> OrganEvidence:
+    """Measure the organ; when the scan holds it, add τ_l and Cls, slices, or Cls alone, by ``kind``.
+
+    An organ that isn't in the scan comes back ``present=False`` with a notice, nothing made up in its place.
+    """
+    scan_id, segmentation_id = state["scan"]["scan_id"], state["segmentation"]["segmentation_id"]
+    organ = state["organ"]
+    await tools.restore(state["scan_path"], state["volume"], scan_id, segmentation_id, state["masks"])
+    measured = await tools.measure_organs(scan_id, segmentation_id, [organ])
+    measurement = _measurement_of(organ, measured)
+    tokens: TokenSet | None = None
+    pictured, classified = Pictured((), ()), Classified((), {}, ())
+    if measurement.present and kind == "tokens":
+        tokens = await tools.extract_roi_tokens(scan_id, segmentation_id, organ)
+    if measurement.present and kind == "images":
+        pictured = await tools.view_organ(scan_id, segmentation_id, organ)
+    elif measurement.present:
+        classified = await tools.classify_abnormality(scan_id, segmentation_id, [organ])
+    return OrganEvidence(
+        organ=organ,
+        asked_as=state["asked_as"],
+        present=measurement.present,
+        kind=kind,
+        tokens=tokens if tokens is not None and tokens.count else None,
+        pictures=pictured.pictures,
+        measurement=measurement,
+        classification=next((item for item in classified.classifications if item.organ == organ), None),
+        uris=_uris(organ, tokens, measured, pictured, classified),
+        notices=tuple(dict.fromkeys(_notices(measurement, tokens, measured, pictured, classified))),
+    )
+
+
+def absent_notice(organ: str) -> Notice:
+    """Missing is not normal."""
+    return Notice(
+        code="organ_absent",
+        message=f"{display_name(organ)} is not in the scan: not assessed, which is not normal.",
+        organ=organ,
+    )
+
+
+def _measurement_of(organ: str, measured: Measured) -> Measurement:
+    for measurement in measured.measurements:
+        if measurement.organ == organ and measurement.level == "organ":
+            return measurement
+    raise TumorChainError(
+        f"measure_organs returned no {organ}; client and server must be of the same version"
+    )
+
+
+def _uris(
+    organ: str, tokens: TokenSet | None, measured: Measured, pictured: Pictured, classified: Classified
+) -> tuple[str, ...]:
+    uris = [tokens.uri] if tokens is not None and tokens.count else []
+    uris += [picture.uri for picture in pictured.pictures]
+    uris += [source.uris[organ] for source in (measured, classified) if organ in source.uris]
+    return tuple(uris)
+
+
+def _notices(
+    measurement: Measurement,
+    tokens: TokenSet | None,
+    measured: Measured,
+    pictured: Pictured,
+    classified: Classified,
+) -> list[Notice]:
+    organ, name = measurement.organ, display_name(measurement.organ)
+    if not measurement.present:
+        return [absent_notice(organ)]
+    found = [*measured.notices, *pictured.notices, *classified.notices]
+    found += [notice for item in classified.classifications for notice in item.notices]
+    found += tokens.notices if tokens is not None else ()
+    if tokens is not None and not tokens.count and not _noted(found, "organ_without_tokens", organ):
+        message = (
+            f"{name} lies outside the model's view of the scan: its tokens are missing, it is not assessed."
+        )
+        found.append(Notice(code="organ_without_tokens", message=message, organ=organ))
+    if measurement.cut_by_edge and not _noted(found, "cut_by_edge", organ):
+        faces = ", ".join(measurement.cut_by_edge)
+        message = f"{name} is cut by the scan's edge ({faces}): its volume and size are lower bounds."
+        found.append(Notice(code="cut_by_edge", message=message, organ=organ))
+    return found
+
+
+def _noted(notices: list[Notice], code: str, organ: str) -> bool:
+    return any(notice.code == code and notice.organ == organ for notice in notices)

@@ -1,0 +1,79 @@
+"""One question of one scan is one LangGraph thread: its name, and one run of it at a time."""
+
+from __future__ import annotations
+
+import fcntl
+import hashlib
+import json
+import os
+from collections.abc import AsyncIterator, Callable
+from contextlib import asynccontextmanager
+from pathlib import Path
+
+import anyio
+from langchain_core.language_models import BaseChatModel
+
+import tumorchain_agent
+from tumorchain_agent.graph.llm import llm_name
+from tumorchain_agent.graph.state import IIRConfig
+
+_POLL_S = 0.1
+
+
+def make_thread_id(
+    scan_id: str, question: str, config: IIRConfig, chat_model: BaseChatModel, masks: str | None
+) -> str:
+    """32 hex digits over all that the answer depends on; the same question again is the same thread.
+
+    A scan counts by its content, ``masks`` by its file's content, or by its path where the file is elsewhere.
+    """
+    parts = {
+        "version": tumorchain_agent.__version__,
+        "scan": scan_id,
+        "question": question,
+        "config": config.model_dump(mode="json"),
+        "llm": [type(chat_model).__name__, llm_name(chat_model), _parameters(chat_model)],
+        "endpoint": getattr(chat_model, "openai_api_base", None),
+        "masks": _content_hash(masks) if masks is not None else None,
+    }
+    return hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()[:32]
+
+
+def _parameters(chat_model: BaseChatModel) -> str:
+    """What the chat model says it is identified by: weights, temperature …, never its key."""
+    return json.dumps(dict(chat_model._identifying_params), sort_keys=True, default=repr)
+
+
+def _content_hash(path: str) -> str:
+    file = Path(path)
+    if not file.is_file():
+        return f"path {path}"
+    with file.open("rb") as opened:
+        return hashlib.file_digest(opened, "sha256").hexdigest()
+
+
+@asynccontextmanager
+async def one_run(checkpoint_db: Path, thread_id: str, waits: Callable[[], None]) -> AsyncIterator[None]:
+    """Hold the thread: a second run of it, in this process or another, waits and then finds the answer.
+
+    ``waits`` is called once when it has to. The lock is the kernel's: a killed run leaves none behind.
+    """
+    folder = checkpoint_db.with_name(checkpoint_db.name + ".locks")
+    folder.mkdir(parents=True, exist_ok=True)
+    descriptor = os.open(folder / thread_id, os.O_RDWR | os.O_CREAT, 0o600)
+    try:
+        if not _locked(descriptor):
+            waits()
+            while not _locked(descriptor):
+                await anyio.sleep(_POLL_S)
+        yield
+    finally:
+        os.close(descriptor)
+
+
+def _locked(descriptor: int) -> bool:
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return False
+    return True
