@@ -1,0 +1,60 @@
+"""What the tools warn of, each worded once."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+
+from tumorchain_agent.records import Measurement, Notice
+from tumorchain_agent.tools.distribution import Departure
+from tumorchain_agent.tools.organs import display_name
+
+DEMONSTRATION = Notice(
+    code="demonstration_model",
+    message="nano is a demonstration model trained on phantoms, without clinical validity.",
+)
+UNKNOWN_DISTRIBUTION = Notice(
+    code="training_distribution_unknown",
+    message="The checkpoint doesn't say what scans it was trained on: whether it fits this one is unknown.",
+)
+
+
+def out_of_distribution(found: Sequence[Departure]) -> Notice:
+    """Names what differs most telling, three statistics at most."""
+    return Notice(
+        code="out_of_distribution",
+        message="This scan is out of the model's training distribution: what the model says of it can't be "
+        f"relied on. It differs in {'; '.join(map(str, found[:3]))}.",
+    )
+
+
+def absent(organ: str) -> Notice:
+    """Missing is not normal."""
+    message = f"{display_name(organ)} was not found in the scan: not assessed, which is not normal."
+    return Notice(code="organ_absent", message=message, organ=organ)
+
+
+def out_of_view(organ: str) -> Notice:
+    """In the label map, yet in none of the encoder's patches."""
+    message = f"{display_name(organ)} lies outside the model's view of the scan: it is not assessed."
+    return Notice(code="organ_without_tokens", message=message, organ=organ)
+
+
+def measured(records: Iterable[Measurement]) -> list[Notice]:
+    """Organs that are absent or cut by the scan's edge."""
+    notices = []
+    for record in records:
+        if not record.present:
+            notices.append(absent(record.organ))
+        elif record.cut_by_edge:
+            faces = ", ".join(record.cut_by_edge)
+            message = (
+                f"{display_name(record.organ)} is cut by the scan's edge ({faces}): "
+                "its volume and size are lower bounds."
+            )
+            notices.append(Notice(code="cut_by_edge", message=message, organ=record.organ))
+    return notices
+
+
+def unique(*groups: Iterable[Notice]) -> tuple[Notice, ...]:
+    """All of them, each once, in order."""
+    return tuple(dict.fromkeys(notice for group in groups for notice in group))

@@ -1,0 +1,64 @@
+"""The 56 organs as ``list_organs`` tells them."""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Collection
+from functools import cache
+from importlib import resources
+from typing import Final
+
+from tumorchain_agent.errors import UnknownOrganError
+from tumorchain_agent.mcp_server.results import OrganInfo
+from tumorchain_agent.tools.organs import ORGANS, display_name, organ_structures, resolve_organ
+
+MAX_SYNONYMS: Final = 4
+
+_OPTIONAL: Final = re.compile(r"\([^()\[\]]*\)")
+_CHOICE: Final = re.compile(r"\[([^\[\]|]*)(?:\|[^\[\]]*)?\]")
+
+
+NO_WEIGHTS: Final = "no segmentation weights are usable here: see segmentation_choices, or pass masks"
+
+
+def organ_infos(present: Collection[str] | None, segmentable: bool) -> tuple[OrganInfo, ...]:
+    """Every organ; ``present`` are those that the scan holds, ``None`` when it hasn't been segmented."""
+    return tuple(
+        OrganInfo(
+            organ_id=number,
+            name=name,
+            display_name=display_name(name),
+            synonyms=_synonyms()[name],
+            structures=organ_structures(name),
+            present=None if present is None else name in present,
+            segmentable=segmentable,
+            unavailable_because=None if segmentable else NO_WEIGHTS,
+        )
+        for number, name in ORGANS.items()
+    )
+
+
+@cache
+def _synonyms() -> dict[str, tuple[str, ...]]:
+    """A few names for each organ besides its own that the tools take."""
+    text = resources.files("tumorchain_agent.tools").joinpath("data/organs.json").read_text(encoding="utf-8")
+    found: dict[str, tuple[str, ...]] = {}
+    for entry in json.loads(text)["organs"]:
+        names = dict.fromkeys(_plain(term) for term in entry["terms"])
+        own = {entry["display"], entry["name"], entry["name"].replace("_", " ")}
+        fitting = [name for name in names if name not in own and _names(name, entry["name"])]
+        found[entry["name"]] = tuple(fitting[:MAX_SYNONYMS])
+    return found
+
+
+def _plain(template: str) -> str:
+    """``"[main|left] portal vein(s)"`` → ``"main portal vein"``."""
+    return " ".join(_CHOICE.sub(r"\1", _OPTIONAL.sub("", _CHOICE.sub(r"\1", template))).split())
+
+
+def _names(text: str, organ: str) -> bool:
+    try:
+        return resolve_organ(text) == organ
+    except UnknownOrganError:
+        return False

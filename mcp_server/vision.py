@@ -1,0 +1,221 @@
+"""The checkpoint's tokens and Cls for a scan, each computed once and kept on disk."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from tumorchain_agent.mcp_server import notices, uris
+from tumorchain_agent.mcp_server.jobs import Job
+from tumorchain_agent.mcp_server.segmentations import Segmentations
+from tumorchain_agent.mcp_server.served_checkpoint import ServedCheckpoint
+from tumorchain_agent.mcp_server.store import Entry, Store
+from tumorchain_agent.mcp_server.views import Views
+from tumorchain_agent.records import Classification, Notice, TokenSet
+from tumorchain_agent.tools.organs import ORGANS
+
+if TYPE_CHECKING:
+    import torch
+
+ORGAN_INDEX = {name: index for index, name in ORGANS.items()}
+
+
+class Vision:
+    """τ_v, τ_g, τ_l and Cls."""
+
+    def __init__(
+        self, store: Store, segmentations: Segmentations, served: ServedCheckpoint, views: Views
+    ) -> None:
+        self._store = store
+        self._segmentations = segmentations
+        self._served = served
+        self._views = views
+
+    def global_tokens(self, scan_id: str, job: Job) -> TokenSet:
+        """τ_g: the vision tokens pooled 2×2×2 and projected, [256, hidden]."""
+        blob, from_cache = self._global(scan_id, job.part(0.0, 0.95))
+        limits = self._views.notices(scan_id, job.part(0.95, 1.0))
+        uri = uris.fill(uris.GLOBAL_TOKENS, scan_id=scan_id, checkpoint_id=self._served.checkpoint_id)
+        return self._token_set(uri, scan_id, None, blob, from_cache, limits)
+
+    def roi_tokens(self, scan_id: str, segmentation_id: str, organ: str, job: Job) -> TokenSet:
+        """τ_l = Γ(τ_v, mask), projected; none for an absent organ, with a notice."""
+        present = self._present(scan_id, segmentation_id, job)
+        blob, from_cache = self._roi(scan_id, segmentation_id, organ, job.part(0.0, 0.95))
+        found = self._views.notices(scan_id, job.part(0.95, 1.0))
+        limits = found if _header(blob).count else (_nothing_of(organ, organ in present),)
+        uri = uris.fill(
+            uris.ROI_TOKENS,
+            scan_id=scan_id,
+            checkpoint_id=self._served.checkpoint_id,
+            segmentation_id=segmentation_id,
+            organ=organ,
+        )
+        return self._token_set(uri, scan_id, organ, blob, from_cache, limits)
+
+    def classify(
+        self, scan_id: str, segmentation_id: str, organs: Sequence[str], job: Job
+    ) -> tuple[tuple[Classification, ...], bool]:
+        """Cls of each organ, and whether it was known; absent or out of view is "not assessed"."""
+        present = self._present(scan_id, segmentation_id, job)
+        p_abnormal, from_cache = self._p_abnormal(scan_id, segmentation_id, job.part(0.0, 0.95))
+        limits = self._views.notices(scan_id, job.part(0.95, 1.0))
+        records = [self._record(organ, organ in present, p_abnormal.get(organ), limits) for organ in organs]
+        return tuple(records), from_cache
+
+    def global_file(self, scan_id: str, checkpoint_id: str, job: Job) -> bytes:
+        """The safetensors file of τ_g. Raises CheckpointError when the server runs another checkpoint."""
+        self._served.check_id(checkpoint_id)
+        return self._global(scan_id, job)[0]
+
+    def roi_file(self, scan_id: str, checkpoint_id: str, segmentation_id: str, organ: str, job: Job) -> bytes:
+        """The safetensors file of τ_l. Raises CheckpointError when the server runs another checkpoint."""
+        self._served.check_id(checkpoint_id)
+        return self._roi(scan_id, segmentation_id, organ, job)[0]
+
+    def _present(self, scan_id: str, segmentation_id: str, job: Job) -> tuple[str, ...]:
+        return self._segmentations.info(scan_id, segmentation_id, job).organs_present
+
+    def _key(self, scan_id: str, *more: str) -> tuple[str, ...]:
+        return (scan_id, self._served.checkpoint_id, self._served.preprocessing_key, *more)
+
+    def _vision_tokens(self, scan_id: str, job: Job) -> torch.Tensor:
+        """τ_v [2048, C]."""
+        entry = Entry("vision tokens", self._key(scan_id), _load_tokens, ".safetensors")
+
+        def make(target: Path, held: Job) -> None:
+            volume = self._views.volume(scan_id, held.part(0.0, 0.4)).volume
+            held.progress("loading the vision tower", 0.4)
+            self._served.load()
+            held.check("encoding the scan")
+            held.progress("encoding the scan", 0.5)
+            _save_tokens(target, self._served.encode(volume))
+
+        return self._store.get_or_make(entry, make, job, work="encode")[0]
+
+    def _global(self, scan_id: str, job: Job) -> tuple[bytes, bool]:
+        entry = Entry("global tokens", self._key(scan_id), Path.read_bytes, ".safetensors")
+
+        def make(target: Path, held: Job) -> None:
+            from tumorchain_agent.tools.roi import global_pool
+
+            tokens = global_pool(self._vision_tokens(scan_id, held))
+            _save_tokens(target, self._served.project(tokens))
+
+        return self._store.get_or_make(entry, make, job)
+
+    def _roi(self, scan_id: str, segmentation_id: str, organ: str, job: Job) -> tuple[bytes, bool]:
+        parts = self._key(scan_id, segmentation_id, organ)
+        entry = Entry("roi tokens", parts, Path.read_bytes, ".safetensors")
+
+        def make(target: Path, held: Job) -> None:
+            from tumorchain_agent.tools.roi import roi_tokens
+
+            coverage = self._views.coverage(scan_id, segmentation_id, held.part(0.0, 0.5))
+            tokens = self._vision_tokens(scan_id, held.part(0.5, 1.0))
+            found = roi_tokens(tokens, coverage[ORGAN_INDEX[organ]])
+            _save_tokens(target, self._served.project(found.tokens), cells=len(found.cells))
+
+        return self._store.get_or_make(entry, make, job)
+
+    def _p_abnormal(self, scan_id: str, segmentation_id: str, job: Job) -> tuple[dict[str, float], bool]:
+        """p(abnormal) of every organ that the model sees something of."""
+        entry = Entry("abnormality", self._key(scan_id, segmentation_id), _load_json, ".json")
+
+        def make(target: Path, held: Job) -> None:
+            coverage = self._views.coverage(scan_id, segmentation_id, held.part(0.0, 0.5))
+            tokens = self._vision_tokens(scan_id, held.part(0.5, 1.0))
+            target.write_text(json.dumps(self._cls(tokens, coverage)), encoding="utf-8")
+
+        return self._store.get_or_make(entry, make, job)
+
+    def _cls(self, tokens: torch.Tensor, coverage: NDArray[np.float32]) -> dict[str, float]:
+        import torch
+
+        from tumorchain_agent.tools.roi import mean_roi
+
+        seen = [organ for organ, index in ORGAN_INDEX.items() if coverage[index].any()]
+        if not seen:
+            return {}
+        means = torch.stack([mean_roi(tokens, coverage[ORGAN_INDEX[organ]]) for organ in seen])
+        return dict(zip(seen, self._served.p_abnormal(means), strict=True))
+
+    def _token_set(
+        self,
+        uri: str,
+        scan_id: str,
+        organ: str | None,
+        blob: bytes,
+        from_cache: bool,
+        limits: tuple[Notice, ...],
+    ) -> TokenSet:
+        header = _header(blob)
+        return TokenSet(
+            uri=uri,
+            scan_id=scan_id,
+            organ=organ,
+            count=header.count,
+            hidden_size=header.hidden_size,
+            checkpoint_id=self._served.checkpoint_id,
+            cells=header.cells,
+            from_cache=from_cache,
+            notices=limits,
+        )
+
+    def _record(
+        self, organ: str, present: bool, p_abnormal: float | None, limits: tuple[Notice, ...]
+    ) -> Classification:
+        if p_abnormal is None or not present:
+            label, p_abnormal, limits = "not assessed", None, (_nothing_of(organ, present),)
+        else:
+            label = "abnormal" if p_abnormal >= 0.5 else "normal"
+        return Classification.model_validate(
+            {
+                "organ": organ,
+                "present": present,
+                "p_abnormal": p_abnormal,
+                "label": label,
+                "checkpoint_id": self._served.checkpoint_id,
+                "notices": limits,
+            }
+        )
+
+
+def _nothing_of(organ: str, present: bool) -> Notice:
+    return notices.out_of_view(organ) if present else notices.absent(organ)
+
+
+def _save_tokens(target: Path, tokens: torch.Tensor, cells: int = 0) -> None:
+    from safetensors.torch import save_file
+
+    save_file({"tokens": tokens.contiguous()}, target, metadata={"cells": str(cells)})
+
+
+def _load_tokens(path: Path) -> torch.Tensor:
+    from safetensors.torch import load_file
+
+    return load_file(path)["tokens"]
+
+
+@dataclass(frozen=True)
+class _Header:
+    count: int
+    hidden_size: int
+    cells: int
+
+
+def _header(blob: bytes) -> _Header:
+    """Of a tokens file: 8 bytes of length, then JSON, then data."""
+    header = json.loads(blob[8 : 8 + int.from_bytes(blob[:8], "little")])
+    count, hidden_size = header["tokens"]["shape"]
+    return _Header(count, hidden_size, int(header["__metadata__"]["cells"]))
+
+
+def _load_json(path: Path) -> Any:
+    return json.loads(path.read_text(encoding="utf-8"))

@@ -1,0 +1,257 @@
+"""The state behind the tools, with no MCP in it: blocking methods that return records, from any thread.
+
+Open scans, label maps, tokens, classifications, measurements and pictures, all kept on disk by content, so
+that nothing is segmented or encoded twice, whichever process asks. At most one scan is segmented and one
+encoded at a time, side by side with each other.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from types import TracebackType
+from typing import TYPE_CHECKING, Final
+
+from tumorchain_agent.errors import InputError
+from tumorchain_agent.mcp_server import notices, uris
+from tumorchain_agent.mcp_server.index import Index
+from tumorchain_agent.mcp_server.jobs import Job
+from tumorchain_agent.mcp_server.measuring import Measuring, Window
+from tumorchain_agent.mcp_server.organ_list import organ_infos
+from tumorchain_agent.mcp_server.results import (
+    ClassificationSet,
+    MaskLink,
+    MeasurementSet,
+    OrganList,
+    PictureSet,
+    Segmentation,
+)
+from tumorchain_agent.mcp_server.scans import Scans
+from tumorchain_agent.mcp_server.segmentations import Segmentations
+from tumorchain_agent.mcp_server.served_checkpoint import ServedCheckpoint
+from tumorchain_agent.mcp_server.store import Store
+from tumorchain_agent.mcp_server.views import Views
+from tumorchain_agent.mcp_server.vision import Vision
+from tumorchain_agent.records import Classification, Measurement, ScanInfo, SegmentationInfo, TokenSet
+from tumorchain_agent.settings import Settings
+from tumorchain_agent.tools.organs import resolve_organ
+
+if TYPE_CHECKING:
+    from tumorchain_agent.tools.picture import Plane
+    from tumorchain_agent.tools.segment import Segmenter
+
+PLANES: Final[tuple[Plane, ...]] = ("axial", "coronal", "sagittal")
+SILENT: Final = Job()
+
+
+class Workbench:
+    """One for each server. ``close`` ends the segmentation worker and drops what is in memory."""
+
+    def __init__(self, settings: Settings, segmenter: Segmenter | None = None) -> None:
+        from tumorchain_agent.tools.segment import Segmenter
+
+        self.settings = settings
+        self._segmenter = segmenter or Segmenter(settings)
+        self._store = Store(settings)
+        self._index = Index(settings.cache_dir / "index")
+        self._scans = Scans(settings, self._index)
+        self._segmentations = Segmentations(settings, self._store, self._index, self._scans, self._segmenter)
+        self.served = ServedCheckpoint(settings)
+        views = Views(self._store, self._scans, self._segmentations, self.served)
+        self._vision = Vision(self._store, self._segmentations, self.served, views)
+        self._measuring = Measuring(settings, self._store, self._scans, self._segmentations)
+
+    def __enter__(self) -> Workbench:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.close()
+
+    def close(self) -> None:
+        """May be used again afterwards; the worker then starts anew."""
+        self._segmenter.close()
+        self.served.close()
+        self._scans.forget()
+        self._segmentations.forget()
+
+    def open_scan(self, path: str, volume: int | None = None, job: Job = SILENT) -> ScanInfo:
+        """Read a CT (NIfTI, DICOM folder or zip). Raises ScanError."""
+        return self._scans.open(path, volume, job)
+
+    def scan_info(self, scan_id: str) -> ScanInfo:
+        """Raises ScanError for an id that no process with this cache has opened."""
+        return self._scans.info(scan_id)
+
+    def list_organs(self, scan_id: str | None = None, job: Job = SILENT) -> OrganList:
+        """The 56 organs; with a scan that has been segmented, which of them it holds."""
+        present, segmentation_id = None, None
+        if scan_id is not None:
+            self._scans.info(scan_id)
+            segmentation_id = self._segmentations.current_id(scan_id)
+        if scan_id is not None and segmentation_id is not None:
+            present = self._segmentations.info(scan_id, segmentation_id, job).organs_present
+        choices = self._segmentations.choices()
+        return OrganList(
+            organs=organ_infos(present, any(choice.would_be_used for choice in choices)),
+            segmentation_choices=choices,
+            scan_id=scan_id,
+            segmentation_id=segmentation_id,
+        )
+
+    def segment_organs(
+        self, scan_id: str, organs: Sequence[str] | None = None, masks: str | None = None, job: Job = SILENT
+    ) -> Segmentation:
+        """Segment the scan, or take over a label map; ``organs`` chooses whose masks are listed."""
+        wanted = _resolved(organs)
+        self._scans.info(scan_id)
+        info = self._segmentations.make(scan_id, masks, job)
+        present = info.organs_present
+        ids = {"scan_id": scan_id, "segmentation_id": info.weights_id}
+        return Segmentation(
+            segmentation_id=info.weights_id,
+            info=info,
+            label_map_uri=uris.fill(uris.LABEL_MAP, **ids),
+            masks=tuple(
+                MaskLink(organ=organ, uri=uris.fill(uris.MASK, **ids, organ=organ))
+                for organ in present
+                if wanted is None or organ in wanted
+            ),
+            organs_absent=tuple(organ for organ in wanted or () if organ not in present),
+        )
+
+    def measure_organs(
+        self,
+        scan_id: str,
+        organs: Sequence[str] | None = None,
+        segmentation_id: str | None = None,
+        job: Job = SILENT,
+    ) -> MeasurementSet:
+        """The organs named; without names all organs and structures, absent ones too."""
+        wanted = _resolved(organs)
+        info = self._segmented(scan_id, segmentation_id, job)
+        found, from_cache = self._measuring.measurements(scan_id, info.weights_id, job.part(0.9, 1.0))
+        records = [found[organ] for organ in wanted] if wanted else list(found.values())
+        ids = {"scan_id": scan_id, "segmentation_id": info.weights_id}
+        return MeasurementSet(
+            **ids,
+            measurements=tuple(records),
+            uris={m.organ: uris.fill(uris.MEASUREMENT, **ids, organ=m.organ) for m in records},
+            from_cache=from_cache,
+            notices=notices.unique(info.notices, notices.measured(records) if wanted else ()),
+        )
+
+    def encode_scan(self, scan_id: str, job: Job = SILENT) -> TokenSet:
+        """τ_g. Raises CheckpointError, ScanError, Cancelled."""
+        self._scans.info(scan_id)
+        return self._vision.global_tokens(scan_id, job)
+
+    def extract_roi_tokens(
+        self, scan_id: str, organ: str, segmentation_id: str | None = None, job: Job = SILENT
+    ) -> TokenSet:
+        """τ_l; count 0 and a notice for an absent organ."""
+        name = resolve_organ(organ)
+        info = self._segmented(scan_id, segmentation_id, job)
+        return self._vision.roi_tokens(scan_id, info.weights_id, name, job.part(0.9, 1.0))
+
+    def classify_abnormality(
+        self,
+        scan_id: str,
+        organs: Sequence[str] | None = None,
+        segmentation_id: str | None = None,
+        job: Job = SILENT,
+    ) -> ClassificationSet:
+        """Cls of each organ named; without names of every organ that the scan holds."""
+        wanted = _resolved(organs)
+        info = self._segmented(scan_id, segmentation_id, job)
+        chosen = wanted or info.organs_present
+        records, from_cache = self._vision.classify(scan_id, info.weights_id, chosen, job.part(0.9, 1.0))
+        ids = {
+            "scan_id": scan_id,
+            "segmentation_id": info.weights_id,
+            "checkpoint_id": self.served.checkpoint_id,
+        }
+        return ClassificationSet(
+            **ids,
+            classifications=records,
+            uris={r.organ: uris.fill(uris.CLASSIFICATION, **ids, organ=r.organ) for r in records},
+            from_cache=from_cache,
+            notices=notices.unique(info.notices, *(record.notices for record in records)),
+        )
+
+    def view_organ(
+        self,
+        scan_id: str,
+        organ: str,
+        planes: Sequence[Plane] | None = None,
+        segmentation_id: str | None = None,
+        job: Job = SILENT,
+    ) -> PictureSet:
+        """Outlined slices; none and a notice for an absent organ."""
+        name = resolve_organ(organ)
+        for plane in planes or ():
+            if plane not in PLANES:
+                raise InputError(f"{plane!r} is not a plane; choose from {', '.join(PLANES)}")
+        info = self._segmented(scan_id, segmentation_id, job)
+        present = name in info.organs_present
+        pictures, from_cache = self._measuring.pictures(
+            scan_id, info.weights_id, name, planes or PLANES, job.part(0.9, 1.0)
+        )
+        return PictureSet(
+            scan_id=scan_id,
+            segmentation_id=info.weights_id,
+            organ=name,
+            present=present,
+            pictures=pictures,
+            from_cache=from_cache,
+            notices=notices.unique(info.notices, () if present else (notices.absent(name),)),
+        )
+
+    def global_tokens_file(self, scan_id: str, checkpoint_id: str, job: Job = SILENT) -> bytes:
+        """``tokens://…/global``: safetensors, ``tokens`` [256, hidden]."""
+        return self._vision.global_file(scan_id, checkpoint_id, job)
+
+    def roi_tokens_file(
+        self, scan_id: str, checkpoint_id: str, segmentation_id: str, organ: str, job: Job = SILENT
+    ) -> bytes:
+        """``tokens://…``: safetensors, ``tokens`` [n, hidden]."""
+        return self._vision.roi_file(scan_id, checkpoint_id, segmentation_id, resolve_organ(organ), job)
+
+    def label_map_file(self, scan_id: str, segmentation_id: str, job: Job = SILENT) -> bytes:
+        """``mask://…/label-map``: ``.nii.gz``, ids 0..117 on the CT's RAS+ grid."""
+        return self._segmentations.file(scan_id, segmentation_id, job)
+
+    def mask_file(self, scan_id: str, segmentation_id: str, organ: str, job: Job = SILENT) -> bytes:
+        """``mask://…/organ/…``: ``.nii.gz``, 0 and 1 on the CT's RAS+ grid."""
+        return self._measuring.mask(scan_id, segmentation_id, resolve_organ(organ), job)
+
+    def picture_file(
+        self, scan_id: str, segmentation_id: str, organ: str, plane: str, window: str, job: Job = SILENT
+    ) -> bytes:
+        """``picture://…``: PNG. Raises InputError for an organ that isn't in the scan, or no such plane."""
+        name = resolve_organ(organ)
+        png = self._measuring.png(scan_id, segmentation_id, name, plane, Window.parse(window), job)
+        if png is None:
+            raise InputError(f"there is no {plane[:20]} picture of {name} in scan {scan_id}; call view_organ")
+        return png
+
+    def measurement(self, scan_id: str, segmentation_id: str, name: str, job: Job = SILENT) -> Measurement:
+        """``measurement://…``, of an organ or a TotalSegmentator structure."""
+        found, _ = self._measuring.measurements(scan_id, segmentation_id, job)
+        return found[name] if name in found else found[resolve_organ(name)]
+
+    def classification(
+        self, scan_id: str, checkpoint_id: str, segmentation_id: str, organ: str, job: Job = SILENT
+    ) -> Classification:
+        """``classification://…``. Raises CheckpointError when the server runs another checkpoint."""
+        self.served.check_id(checkpoint_id)
+        return self._vision.classify(scan_id, segmentation_id, [resolve_organ(organ)], job)[0][0]
+
+    def _segmented(self, scan_id: str, segmentation_id: str | None, job: Job) -> SegmentationInfo:
+        self._scans.info(scan_id)
+        return self._segmentations.resolve(scan_id, segmentation_id, job.part(0.0, 0.9))
+
+
+def _resolved(organs: Sequence[str] | None) -> tuple[str, ...] | None:
+    """Table 10 names, each once; ``None`` when none are named. Raises UnknownOrganError."""
+    return tuple(dict.fromkeys(resolve_organ(organ) for organ in organs)) if organs else None
