@@ -1,0 +1,129 @@
+"""What the vision stage learns from: a phantom in model space with everything its truth says per patch."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch.utils.data import IterableDataset, get_worker_info
+
+from tumorchain_agent.tools.organs import ORGANS as TABLE
+from tumorchain_agent.training.phantom import lesions as L
+from tumorchain_agent.training.phantom.patient import KINDS, Case
+from tumorchain_agent.training.phantom.volume import Pool, cell_shares, merged_labels, to_model_axes, windowed
+
+CLS_ORGANS = (
+    "liver", "pancreas", "stomach", "colorectum", "esophagus", "spleen",
+    "kidney_right", "kidney_left", "gallbladder", "duodenum", "small_bowel", "heart",
+)  # fmt: skip
+"""Organs whose normal/abnormal label trains Cls: the five that bear tumours and normal neighbours."""
+_IDS = {name: number for number, name in TABLE.items()}
+_FINE_CHANNEL = np.array([0, 1, 1, 3, 2], np.uint8)
+"""Lesion kind → channel of the fine cells: tumour and metastasis together, then cyst, then node."""
+SECTION_NAMES = tuple(f"{organ}:{name}" for organ, parts in L.SECTIONS.items() for name, _, _ in parts)
+ATTRIBUTES = {
+    "kind": ("tumor", "metastasis"),
+    "organ": tuple(L.SECTIONS),
+    "section": SECTION_NAMES,
+    "density": L.DENSITIES,
+    "shape": L.SHAPES,
+    "boundary": L.BOUNDARIES,
+    "size": ("<2 cm", "2-4 cm", ">4 cm"),
+    "reach": ("within the wall", "beyond the wall", "through the serosa"),
+}
+"""Per-patch properties of the lesion that a patch holds, each a small classification."""
+
+
+def size_bin(size_mm: float) -> int:
+    return int(size_mm >= 20) + int(size_mm > 40)
+
+
+def lesion_classes(lesion: L.Lesion) -> dict[str, int]:
+    """Class indices of a tumour or metastasis in the order of ``ATTRIBUTES``; −1 where it doesn't apply."""
+    tumor = lesion.kind == "tumor"
+    return {
+        "kind": 0 if tumor else 1,
+        "organ": ATTRIBUTES["organ"].index(lesion.organ),
+        "section": SECTION_NAMES.index(f"{lesion.organ}:{lesion.substructure}"),
+        "density": L.DENSITIES.index(lesion.density),
+        "shape": L.SHAPES.index(lesion.shape),
+        "boundary": L.BOUNDARIES.index(lesion.boundary),
+        "size": size_bin(lesion.size_mm),
+        "reach": int(lesion.reach_mm >= 2) + int(lesion.reach_mm >= 8) if lesion.organ not in L.SOLID else -1,
+    }
+
+
+def abnormal_organs(case: Case) -> set[str]:
+    """Organs that hold a tumour or metastasis."""
+    return {lesion.organ for lesion in case.lesions if lesion.kind in ("tumor", "metastasis")}
+
+
+def case_targets(case: Case) -> dict[str, torch.Tensor]:
+    """One sample of the vision stage; masks are shares of cells, classes −1 where nothing applies.
+
+    ``volume`` [1, 32, 128, 128]; ``fine`` [3, 16, 32, 32] (tumour, cyst, node); ``patch`` [8, 16, 16];
+    ``attributes`` [len(ATTRIBUTES), 8, 16, 16]; ``coverage`` [12, 8, 16, 16]; ``abnormal`` [12].
+    """
+    index = to_model_axes(case.lesion_index)
+    lesions = cell_shares(index, len(case.lesions) + 1)
+    kinds = _FINE_CHANNEL[[0, *(KINDS[lesion.kind] for lesion in case.lesions)]][index]
+    fine = cell_shares(kinds, 4, (16, 32, 32))[1:]
+    attributes = np.full((len(ATTRIBUTES), 8, 16, 16), -1, np.int8)
+    best = np.full((8, 16, 16), 0.06, np.float32)
+    tumor = np.zeros((8, 16, 16), np.float32)
+    for i, lesion in enumerate(case.lesions):
+        if lesion.kind not in ("tumor", "metastasis"):
+            continue
+        here = lesions[i + 1] > best
+        best = np.maximum(best, lesions[i + 1])
+        tumor += lesions[i + 1]
+        classes = lesion_classes(lesion)
+        for k, name in enumerate(ATTRIBUTES):
+            attributes[k][here] = classes[name]
+    coverage = cell_shares(merged_labels(case), len(TABLE) + 1)[[_IDS[name] for name in CLS_ORGANS]]
+    sick = abnormal_organs(case)
+    present = coverage.sum(axis=(1, 2, 3)) > 0.05
+    abnormal = np.where(present, [name in sick for name in CLS_ORGANS], -1)
+    return {
+        "volume": torch.from_numpy(windowed(to_model_axes(case.hu))[None]),  # type: ignore[arg-type]
+        "fine": torch.from_numpy(fine),
+        "patch": torch.from_numpy(tumor),
+        "attributes": torch.from_numpy(attributes).long(),
+        "coverage": torch.from_numpy(coverage),
+        "abnormal": torch.from_numpy(abnormal.astype(np.int64)),
+    }
+
+
+class PhantomStream(IterableDataset[dict[str, torch.Tensor]]):
+    """An endless stream of fresh patients over pooled anatomies; seeded per worker and start step."""
+
+    def __init__(
+        self, pool: Pool, seed: int, start: int = 0, diseases: tuple[float, ...] = (0.25, 0.4, 0.25, 0.1)
+    ) -> None:
+        self.pool, self.seed, self.start, self.diseases = pool, seed, start, diseases
+
+    def __iter__(self) -> Iterator[dict[str, torch.Tensor]]:
+        info = get_worker_info()
+        worker = info.id if info else 0
+        rng = np.random.default_rng([self.seed, worker, self.start])
+        while True:
+            yield case_targets(self.pool.draw(rng, diseases=self.diseases))
+
+
+def stack(samples: list[dict[str, torch.Tensor]]) -> dict[str, torch.Tensor]:
+    return {key: torch.stack([s[key] for s in samples]) for key in samples[0]}
+
+
+def auc(scores: NDArray[np.float64], truth: NDArray[np.bool_]) -> float:
+    """Area under the ROC curve by ranks; NaN when one class is missing."""
+    positive, negative = int(truth.sum()), int((~truth).sum())
+    if not positive or not negative:
+        return float("nan")
+    ranks = np.empty(len(scores))
+    ranks[np.argsort(scores, kind="stable")] = np.arange(1, len(scores) + 1)
+    for value in np.unique(scores):
+        same = scores == value
+        ranks[same] = ranks[same].mean()
+    return float((ranks[truth].sum() - positive * (positive + 1) / 2) / (positive * negative))

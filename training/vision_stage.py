@@ -1,0 +1,195 @@
+"""First stage of the curriculum: the encoder and Cls on phantoms, with dense supervision from the label map."""
+
+from __future__ import annotations
+
+import json
+import logging
+import math
+import time
+from pathlib import Path
+
+import numpy as np
+import torch
+from pydantic import BaseModel, ConfigDict
+from torch import Tensor, nn
+from torch.nn import functional as F
+from torch.utils.data import DataLoader
+
+from tumorchain_agent.model.nano_encoder import NanoEncoderConfig
+from tumorchain_agent.training.atomic import save_torch
+from tumorchain_agent.training.phantom.volume import Pool
+from tumorchain_agent.training.targets import ATTRIBUTES, CLS_ORGANS, PhantomStream, auc, stack
+
+log = logging.getLogger(__name__)
+
+
+class VisionStageConfig(BaseModel):
+    """``minutes`` of wall time; the learning rate follows a cosine over them."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    encoder: NanoEncoderConfig = NanoEncoderConfig()
+    minutes: float = 50.0
+    batch: int = 12
+    lr: float = 2e-3
+    weight_decay: float = 0.05
+    warmup: float = 0.03
+    alpha: float = 1.0
+    """Weight of Cls's cross-entropy (eq. 8)."""
+    dense: float = 1.0
+    """Weight of the per-patch losses."""
+    diseases: tuple[float, ...] = (0.1, 0.2, 0.3, 0.25, 0.15)
+    """Odds of 0, 1, 2 … primary tumours in a training patient: more of them teach more per scan."""
+    seed: int = 0
+    workers: int = 1
+    save_every_s: float = 120.0
+    validate_every_s: float = 300.0
+
+
+class VisionModel(nn.Module):
+    """Encoder, Cls, and the heads that only training uses."""
+
+    def __init__(self, config: NanoEncoderConfig) -> None:
+        super().__init__()
+        self.encoder = config.build()
+        self.cls = nn.Linear(config.width, 2)
+        self.fine = nn.Conv3d(config.stem[1], 3, 1)
+        self.patch = nn.Linear(config.width, 1)
+        self.organ = nn.Linear(config.width, len(CLS_ORGANS))
+        self.attributes = nn.ModuleList(nn.Linear(config.width, len(names)) for names in ATTRIBUTES.values())
+        nn.init.constant_(self.patch.bias, -4.0)
+        nn.init.constant_(self.fine.bias, -4.0)  # type: ignore[arg-type]
+
+    def classify(self, tokens: Tensor, coverage: Tensor) -> Tensor:
+        """[B, O, 2] logits from tokens [B, 2048, C] and coverage [B, O, 8, 16, 16] by the coverage-weighted mean."""
+        return self.cls(organ_means(tokens, coverage))  # type: ignore[no-any-return]
+
+
+def organ_means(tokens: Tensor, coverage: Tensor, least: float = 0.05) -> Tensor:
+    """[B, O, C]: mean token of each organ, weighted by coverage; patches under ``least`` only count when alone."""
+    weight = coverage.flatten(2)
+    strong = weight * (weight >= least)
+    weight = torch.where(strong.sum(-1, keepdim=True) > 0, strong, weight)
+    return torch.bmm(weight, tokens) / weight.sum(-1, keepdim=True).clamp_min(1e-6)
+
+
+def cls_loss(logits: Tensor, abnormal: Tensor) -> Tensor:
+    """Second term of eq. 8 with log P: −(1/M) Σ log P(y | τ_l) over organs that are in the scan."""
+    return F.cross_entropy(logits.flatten(0, 1), abnormal.flatten(), ignore_index=-1)
+
+
+def dense_loss(model: VisionModel, fine: Tensor, tokens: Tensor, batch: dict[str, Tensor]) -> Tensor:
+    """Tumour, cyst and node per fine cell; tumour, organ and lesion properties per patch."""
+    weight = 1 + 7 * batch["fine"]
+    cells = F.binary_cross_entropy_with_logits(model.fine(fine), batch["fine"], weight, reduction="sum")
+    cells = cells / (weight.sum() * 0.02)
+    share = batch["patch"].flatten(1)
+    target = (share * 4).clamp(max=1)
+    patch = F.binary_cross_entropy_with_logits(model.patch(tokens).squeeze(-1), target, 1 + 7 * target)
+    organ = F.binary_cross_entropy_with_logits(
+        model.organ(tokens), (batch["coverage"].flatten(2).transpose(1, 2) * 2).clamp(max=1)
+    )
+    total = cells + 4 * patch + organ
+    for k, head in enumerate(model.attributes):
+        classes = batch["attributes"][:, k].flatten()
+        here = classes >= 0
+        if here.any():
+            total = total + 0.15 * F.cross_entropy(head(tokens.flatten(0, 1)[here]), classes[here])
+    return total
+
+
+def train_vision(
+    config: VisionStageConfig, pool: Pool, validation: list[dict[str, Tensor]], out: Path
+) -> VisionModel:
+    """Train and keep ``out/vision.pt`` up to date; resumes from it when it is there."""
+    out.mkdir(parents=True, exist_ok=True)
+    torch.manual_seed(config.seed)
+    model = VisionModel(config.encoder).to(memory_format=torch.channels_last_3d)  # type: ignore[call-overload]
+    decay = [p for p in model.parameters() if p.ndim > 1]
+    plain = [p for p in model.parameters() if p.ndim <= 1]
+    groups = [{"params": decay, "weight_decay": config.weight_decay}, {"params": plain, "weight_decay": 0.0}]
+    optimizer = torch.optim.AdamW(groups, lr=config.lr, betas=(0.9, 0.98))
+    state = {"step": 0, "elapsed": 0.0}
+    checkpoint = out / "vision.pt"
+    if checkpoint.exists():
+        saved = torch.load(checkpoint, weights_only=True)
+        model.load_state_dict(saved["model"])
+        optimizer.load_state_dict(saved["optimizer"])
+        state = saved["state"]
+    stream = PhantomStream(pool, config.seed, int(state["step"]), config.diseases)
+    loader = DataLoader(
+        stream,
+        config.batch,
+        num_workers=config.workers,
+        collate_fn=stack,
+        prefetch_factor=4 if config.workers else None,
+    )
+    _loop(config, model, optimizer, loader, validation, state, out)
+    return model
+
+
+def _loop(config, model, optimizer, loader, validation, state, out):  # type: ignore[no-untyped-def]
+    start, budget = time.monotonic() - state["elapsed"], config.minutes * 60
+    saved = validated = time.monotonic()
+    running: dict[str, float] = {}
+    for batch in loader:
+        progress = min((time.monotonic() - start) / budget, 1.0)
+        for group in optimizer.param_groups:
+            group["lr"] = config.lr * min(
+                progress / config.warmup, 0.5 * (1 + math.cos(math.pi * progress)) + 1e-3
+            )
+        with torch.autocast("cpu", torch.bfloat16):
+            fine, tokens = model.encoder.features(batch["volume"])
+        fine, tokens = fine.float(), tokens.float()
+        cls = cls_loss(model.classify(tokens, batch["coverage"]), batch["abnormal"])
+        dense = dense_loss(model, fine, tokens, batch)
+        loss = config.alpha * cls + config.dense * dense
+        optimizer.zero_grad(set_to_none=True)
+        loss.backward()
+        nn.utils.clip_grad_norm_(model.parameters(), 1.0)
+        optimizer.step()
+        state["step"] += 1
+        for name, value in (("cls", cls), ("dense", dense)):
+            running[name] = 0.97 * running.get(name, value.item()) + 0.03 * value.item()
+        now = time.monotonic()
+        done = now - start >= budget
+        if state["step"] % 50 == 0:
+            log.info(
+                "step %d, %.1f min, %s",
+                state["step"],
+                (now - start) / 60,
+                {k: round(v, 4) for k, v in running.items()},
+            )
+        if done or now - saved > config.save_every_s:
+            state["elapsed"] = now - start
+            save_torch(
+                {"model": model.state_dict(), "optimizer": optimizer.state_dict(), "state": state},
+                out / "vision.pt",
+            )
+            saved = now
+        if done or now - validated > config.validate_every_s:
+            log.info("validation %s", json.dumps(validate(model, validation)))
+            validated = now
+        if done:
+            return
+
+
+@torch.inference_mode()
+def validate(model: VisionModel, batches: list[dict[str, Tensor]]) -> dict[str, float]:
+    """AUC of Cls per organ, of presence (largest of the five), and the organ by arg-max where one organ is sick."""
+    model.eval()
+    scores, truth = [], []
+    for batch in batches:
+        with torch.autocast("cpu", torch.bfloat16):
+            tokens = model.encoder(batch["volume"])
+        logits = model.classify(tokens.float(), batch["coverage"])[:, :5]
+        score = (logits[..., 1] - logits[..., 0]).masked_fill(batch["abnormal"][:, :5] < 0, -20)
+        scores.append(score.numpy())
+        truth.append(batch["abnormal"][:, :5].numpy() == 1)
+    model.train()
+    score, sick = np.concatenate(scores).astype(float), np.concatenate(truth)
+    out = {name: round(auc(score[:, k], sick[:, k]), 3) for k, name in enumerate(CLS_ORGANS[:5])}
+    out["presence"] = round(auc(score.max(1), sick.any(1)), 3)
+    single = sick.sum(1) == 1
+    out["organ"] = round(float((score[single].argmax(1) == sick[single].argmax(1)).mean()), 3)
+    return out
