@@ -1,0 +1,225 @@
+"""``tumorchain-agent ask``: from a CT file and a question to a traced answer."""
+
+from __future__ import annotations
+
+import argparse
+import re
+import sys
+from contextlib import closing
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from tumorchain_agent.errors import InputError
+
+if TYPE_CHECKING:
+    from tumorchain_agent.cli_view import View
+    from tumorchain_agent.graph.client import CTTools
+    from tumorchain_agent.graph.state import History
+    from tumorchain_agent.material import Material
+    from tumorchain_agent.output import OutputFolder
+    from tumorchain_agent.records import Answer
+    from tumorchain_agent.settings import Settings
+
+DEFAULT_FOLDER = Path("out")
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("scan", metavar="SCAN", help="a CT: .nii, .nii.gz, a DICOM folder or a DICOM .zip")
+    parser.add_argument("question", metavar="QUESTION", help='e.g. "Is there a tumor, and what TNM stage?"')
+    parser.add_argument(
+        "--masks",
+        metavar="LABELMAP",
+        type=Path,
+        help="TotalSegmentator v2 label map on the scan's grid, in place of a segmentation run",
+    )
+    parser.add_argument(
+        "--model",
+        metavar="DIR",
+        type=Path,
+        help="TumorChain checkpoint (default: the nano model in the package)",
+    )
+    parser.add_argument("--llm-url", metavar="URL", help="OpenAI-compatible endpoint of the LLM")
+    parser.add_argument("--llm-model", metavar="NAME", help="model name at --llm-url")
+    parser.add_argument(
+        "--evidence",
+        choices=("tokens", "images", "text"),
+        default="tokens",
+        help="what the LLM reads: tokens (TumorChain), images (a vision LLM), text (any); default: tokens",
+    )
+    parser.add_argument(
+        "--history",
+        choices=("append", "latest"),
+        help="keep all rounds, or only the latest (default: as the checkpoint was trained)",
+    )
+    parser.add_argument("--max-rounds", metavar="N", type=_positive, help="limit of rounds (default: 8)")
+    parser.add_argument(
+        "--out", metavar="DIR", type=Path, help="folder for the report (default: a new one below out/)"
+    )
+    parser.add_argument("--json", action="store_true", help="print answer.json, and nothing else, on stdout")
+    parser.add_argument("--volume", metavar="N", type=_index, help="which volume of a 4-D NIfTI, from 0")
+    parser.add_argument("--device", metavar="DEVICE", help="auto, cpu, cuda, cuda:1 … (default: auto)")
+    parser.add_argument("--fresh", action="store_true", help="reason anew, even if this was asked before")
+
+
+def _positive(text: str) -> int:
+    return _whole(text, 1)
+
+
+def _index(text: str) -> int:
+    return _whole(text, 0)
+
+
+def _whole(text: str, least: int) -> int:
+    if not text.isdecimal() or int(text) < least:
+        raise argparse.ArgumentTypeError(f"{text!r} is not a whole number from {least}")
+    return int(text)
+
+
+@dataclass(frozen=True)
+class _Job:
+    """A checked command line."""
+
+    args: argparse.Namespace
+    settings: Settings
+    question: str
+    out: OutputFolder | None
+
+    @property
+    def scan(self) -> str:
+        return str(self.args.scan)
+
+    @property
+    def masks(self) -> str | None:
+        return None if self.args.masks is None else str(self.args.masks)
+
+
+def run(args: argparse.Namespace) -> int:
+    """Ask, show, write; 0. Raises TumorChainError before anything is written."""
+    import anyio
+
+    from tumorchain_agent.cli_view import View
+
+    job = _check(args)
+    with View(sys.stderr if args.json else sys.stdout) as view:
+        answer, material = anyio.run(_ask, job, view)
+        report = _write(job, answer, material)
+        if not args.json:
+            view.answer(answer)
+        view.end(report)
+    if args.json:
+        print(answer.model_dump_json(indent=2))
+    return 0
+
+
+def _check(args: argparse.Namespace) -> _Job:
+    """All that can be told without opening a scan or loading a model."""
+    from tumorchain_agent.graph.prompts import check_question
+    from tumorchain_agent.output import OutputFolder
+
+    question = check_question(args.question)
+    out = None
+    if args.out is not None or not args.json:
+        out = OutputFolder.check(args.out or DEFAULT_FOLDER / _stem(Path(args.scan)))
+    names = ("model", "device", "llm_url", "llm_model", "max_rounds")
+    settings = load_settings(**{name: getattr(args, name) for name in names})
+    if settings.llm_url is None and settings.llm_model is not None:
+        raise InputError(
+            f"--llm-model {settings.llm_model} needs the address of its server: pass --llm-url too"
+        )
+    return _Job(args, settings, question, out)
+
+
+def load_settings(**given: Any) -> Settings:
+    """Settings from the environment; arguments win unless ``None``. InputError names a wrong variable."""
+    from pydantic import ValidationError
+
+    from tumorchain_agent.settings import Settings
+
+    try:
+        return Settings(**{name: value for name, value in given.items() if value is not None})
+    except ValidationError as error:
+        first = error.errors()[0]
+        name = "_".join(str(part) for part in first["loc"]).upper()
+        raise InputError(
+            f"TUMORCHAIN_{name}={first['input']!r}: {first['msg']}; correct or unset it"
+        ) from error
+
+
+def _stem(scan: Path) -> str:
+    name = re.sub(r"(\.nii(\.gz)?|\.zip)$", "", scan.absolute().name, flags=re.IGNORECASE)
+    return re.sub(r"[^A-Za-z0-9._-]+", "_", name).strip("._") or "scan"
+
+
+async def _ask(job: _Job, view: View) -> tuple[Answer, Material | None]:
+    """The answer and, where a report is wanted, its material, through our own MCP server in this process."""
+    from tumorchain_agent.graph.client import CTTools
+    from tumorchain_agent.material import collect
+    from tumorchain_agent.mcp_server.server import build_server, connect_in_memory
+    from tumorchain_agent.mcp_server.workbench import Workbench
+
+    with closing(Workbench(job.settings)) as bench:
+        async with connect_in_memory(build_server(bench)) as client:
+            tools = CTTools(client)
+            await _open(job, view, tools)
+            trained: History = bench.served.info.history if job.args.evidence == "tokens" else "append"
+            answer = await _reason(job, view, tools, job.args.history or trained)
+            if job.out is None:
+                return answer, None
+            view.writing()
+            return answer, await collect(client, answer, job.scan, job.args.volume, job.masks)
+
+
+async def _open(job: _Job, view: View, tools: CTTools) -> None:
+    """The scan and the label map, before any model is loaded."""
+    from tumorchain_agent.graph import events
+
+    def opening(fraction: float | None, message: str) -> None:
+        view.on_event(events.Progress(phase="open", fraction=fraction, message=message))
+
+    scan = await tools.open_scan(job.scan, job.args.volume, opening)
+    if job.masks is not None:
+        await tools.segment_organs(scan.scan_id, job.masks)
+    view.scan(scan)
+
+
+async def _reason(job: _Job, view: View, tools: CTTools, history: History) -> Answer:
+    from anyio import to_thread
+
+    from tumorchain_agent.graph.run import ask
+    from tumorchain_agent.mcp_server.asking import THREADS
+    from tumorchain_agent.model.chat import chat_model_from
+
+    evidence = job.args.evidence
+    return await ask(
+        tools,
+        await to_thread.run_sync(partial(chat_model_from, job.settings, evidence=evidence)),
+        job.scan,
+        job.question,
+        masks=job.masks,
+        evidence=evidence,
+        history=history,
+        max_rounds=job.settings.max_rounds,
+        checkpoint_db=job.settings.cache_dir / THREADS,
+        fresh=job.args.fresh,
+        on_event=view.on_event,
+        volume=job.args.volume,
+    )
+
+
+def _write(job: _Job, answer: Answer, material: Material | None) -> str | None:
+    """Write the folder in one step; where its report lies."""
+    from tumorchain_agent.material import write_files
+    from tumorchain_agent.output import REPORT, OutputFolder
+
+    if job.out is None or material is None:
+        return None
+    out = job.out
+    if job.args.out is None:
+        out = OutputFolder.check(out.path.with_name(f"{out.path.name}-{answer.thread_id[:8]}"))
+    with out.writing() as folder:
+        write_files(folder, answer, material)
+    report = out.path / REPORT
+    here = Path.cwd()
+    return str(report.relative_to(here) if report.is_relative_to(here) else report)

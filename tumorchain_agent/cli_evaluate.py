@@ -1,0 +1,66 @@
+"""``tumorchain-agent evaluate``: measure a checkpoint on phantoms of unseen seeds."""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from tumorchain_agent.training.quick_evaluation import QuickResult, Verdict
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument(
+        "--quick",
+        action="store_true",
+        required=True,
+        help="tumor presence and organ, by tumor size, through the whole agent",
+    )
+    parser.add_argument(
+        "--seed", metavar="S", type=_whole, help="seed of the first phantom (default: 5000000)"
+    )
+    parser.add_argument("--patients", metavar="N", type=_whole, default=100, help="phantoms (default: 100)")
+    parser.add_argument("--model", metavar="DIR", type=Path, help="TumorChain checkpoint (default: nano)")
+    parser.add_argument(
+        "--masks",
+        choices=("segmentation", "truth"),
+        default="segmentation",
+        help="segment each phantom, or give its true label map (default: segmentation)",
+    )
+    parser.add_argument("--json", action="store_true", help="print the result as JSON on stdout")
+
+
+def _whole(text: str) -> int:
+    if not text.isdecimal() or int(text) < 1:
+        raise argparse.ArgumentTypeError(f"{text!r} is not a whole number from 1")
+    return int(text)
+
+
+def run(args: argparse.Namespace) -> int:
+    """Evaluate with a progress bar on stderr; the table or JSON goes to stdout."""
+    import anyio
+
+    from tumorchain_agent.training.quick_evaluation import as_markdown
+
+    result: QuickResult = anyio.run(_evaluate, args)
+    print(result.model_dump_json(indent=2) if args.json else as_markdown(result))
+    return 0
+
+
+async def _evaluate(args: argparse.Namespace) -> QuickResult:
+    from rich.console import Console
+    from rich.progress import Progress
+
+    from tumorchain_agent.cli_ask import load_settings
+    from tumorchain_agent.training.quick_evaluation import FIRST_SEED, evaluate_quick
+
+    settings = load_settings(model=args.model)
+    with Progress(console=Console(file=sys.stderr)) as bar:
+        task = bar.add_task("phantoms", total=args.patients)
+
+        def advance(_index: int, _verdict: Verdict) -> None:
+            bar.advance(task)
+
+        return await evaluate_quick(settings, args.patients, args.seed or FIRST_SEED, args.masks, advance)
