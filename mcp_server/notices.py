@@ -10,7 +10,7 @@ from tumorchain_agent.tools.organs import display_name
 
 DEMONSTRATION = Notice(
     code="demonstration_model",
-    message="nano is a demonstration model trained on phantoms, without clinical validity.",
+    message="The checkpoint is a demonstration model trained on phantoms, without clinical validity.",
 )
 UNKNOWN_DISTRIBUTION = Notice(
     code="training_distribution_unknown",

@@ -59,7 +59,7 @@ class Views:
 
     def notices(self, scan_id: str, job: Job) -> tuple[Notice, ...]:
         """What limits the worth of anything that the checkpoint says about this scan."""
-        always = (notices.DEMONSTRATION,) if self._served.info.size == "nano" else ()
+        always = (notices.DEMONSTRATION,) if self._served.info.is_demonstration else ()
         ranges = distribution.parse_ranges(self._served.info.training_distribution)
         if not ranges:
             return (*always, notices.UNKNOWN_DISTRIBUTION)

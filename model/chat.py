@@ -19,7 +19,7 @@ from langchain_core.outputs import ChatGeneration, ChatGenerationChunk, ChatResu
 from pydantic import Field, PrivateAttr
 
 from tumorchain_agent.errors import ChatModelError, InputError
-from tumorchain_agent.model.checkpoint import NANO_DIR, load_llm, load_tokenizer, read_info
+from tumorchain_agent.model.checkpoint import NANO_DIR, load_llm, load_tokenizer, read_info, served_name
 from tumorchain_agent.model.generate import Decoder, Generation, Sampling, TextStream
 from tumorchain_agent.model.llm import pick_device, pick_dtype
 from tumorchain_agent.model.template import Message, Part, Role, decode_embeds, render
@@ -45,6 +45,8 @@ class TumorChainChatModel(BaseChatModel):
     """``Qwen2ForCausalLM`` in evaluation mode."""
     tokenizer: Any = Field(repr=False, exclude=True)
     checkpoint_id: str
+    model_name: str
+    """What it is called in answers: the name that a server of the same checkpoint would give it."""
     temperature: float = Field(default=0.0, ge=0)
     """0 is greedy."""
     top_p: float = Field(default=1.0, gt=0, le=1)
@@ -62,7 +64,13 @@ class TumorChainChatModel(BaseChatModel):
         info = read_info(folder)
         place = pick_device(device)
         llm = load_llm(folder, device=place, dtype=dtype or pick_dtype(info.size, place))
-        return cls(llm=llm, tokenizer=load_tokenizer(folder), checkpoint_id=info.checkpoint_id, **options)
+        return cls(
+            llm=llm,
+            tokenizer=load_tokenizer(folder),
+            checkpoint_id=info.checkpoint_id,
+            model_name=served_name(info),
+            **options,
+        )
 
     def model_post_init(self, context: Any, /) -> None:
         super().model_post_init(context)
@@ -74,7 +82,7 @@ class TumorChainChatModel(BaseChatModel):
 
     @property
     def _identifying_params(self) -> dict[str, Any]:
-        return {"model_name": self.checkpoint_id, **{name: getattr(self, name) for name in _OPTIONS}}
+        return {"model_name": self.model_name, **{name: getattr(self, name) for name in _OPTIONS}}
 
     def _generate(
         self,
@@ -126,7 +134,7 @@ class TumorChainChatModel(BaseChatModel):
             total_tokens=generation.prompt_tokens + generation.completion_tokens,
             input_token_details=InputTokenDetails(cache_read=generation.cached_tokens),
         )
-        metadata = {"model_name": self.checkpoint_id, "finish_reason": generation.finish_reason}
+        metadata = {"model_name": self.model_name, "finish_reason": generation.finish_reason}
         message = AIMessageChunk(
             content="", usage_metadata=usage, response_metadata=metadata, chunk_position="last"
         )
@@ -149,7 +157,8 @@ def chat_model_from(
     """The chat model that the settings name: ``llm_url`` when given, else ``model`` or nano in this process.
 
     Raises :class:`CheckpointError` when token evidence of ``model`` would go to a server of other weights,
-    :class:`ChatModelError` when the server can't be asked, :class:`InputError` when the LLM can't read
+    :class:`EndpointError` when nobody answers at ``llm_url`` or not as ``llm_model``,
+    :class:`ChatModelError` when the server refuses otherwise, :class:`InputError` when the LLM can't read
     ``evidence``.
     """
     folder = settings.model or NANO_DIR

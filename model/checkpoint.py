@@ -1,4 +1,4 @@
-"""The checkpoint folder (DESIGN §4): what vLLM reads at the root, ``vision/``, and ``tumorchain.json``.
+"""The checkpoint folder: what vLLM reads at the root, ``vision/``, and ``tumorchain.json``.
 
 ``checkpoint_id`` names the weights of LLM and vision tower together. Evidence carries it, so evidence of one
 checkpoint can't be shown to another.
@@ -35,6 +35,8 @@ FORMAT_VERSION: Final = 1
 INFO_FILE: Final = "tumorchain.json"
 VISION_CONFIG: Final = "vision/config.json"
 VISION_WEIGHTS: Final = "vision/model.safetensors"
+PHANTOM_DATA: Final = "procedural phantoms, no patient data"
+"""``provenance["data"]`` of a checkpoint that was trained on phantoms alone, as nano is."""
 INTENDED_USE: Final = (
     "Research on traceable reasoning over 3-D CT. "
     "Not for diagnosis, treatment, or any other decision about a patient."
@@ -69,6 +71,11 @@ class CheckpointInfo(Record):
     disclaimer: str = DISCLAIMER
     written_by: str = __version__
     weights: dict[str, WeightsFile]
+
+    @property
+    def is_demonstration(self) -> bool:
+        """Whatever its size, it has seen no patient."""
+        return self.provenance.get("data") == PHANTOM_DATA
 
 
 def save_checkpoint(

@@ -105,7 +105,8 @@ class NanoEncoder(nn.Module):
     def position(self) -> Tensor:
         """[1, width, 8, 16, 16]: one learned vector per depth, row and column, added up."""
         d, h, w = (p.transpose(0, 1) for p in self.place)
-        return (d[:, :, None, None] + h[:, None, :, None] + w[:, None, None, :])[None]
+        position: Tensor = (d[:, :, None, None] + h[:, None, :, None] + w[:, None, None, :])[None]
+        return position
 
     def features(self, volume: Tensor) -> tuple[Tensor, Tensor]:
         """Fine features [B, c, 16, 32, 32] and vision tokens [B, 2048, width]."""

@@ -10,15 +10,26 @@ from urllib.parse import urlsplit
 import openai
 from langchain_core.outputs import ChatGenerationChunk, ChatResult
 from langchain_openai import ChatOpenAI
-from pydantic import SecretStr
+from pydantic import BaseModel, SecretStr, ValidationError
 
-from tumorchain_agent.errors import ChatModelError, CheckpointError
+from tumorchain_agent.errors import ChatModelError, CheckpointError, EndpointError
 from tumorchain_agent.model.checkpoint import CheckpointInfo, served_name
 from tumorchain_agent.settings import Settings
 
 MAX_RETRIES: Final = 2
 _FAILURES: Final = (openai.OpenAIError, TimeoutError, ValueError, TypeError, KeyError)
 """What the client raises for a refusal, a lost connection, or an answer that is no chat completion."""
+
+
+class _Model(BaseModel):
+    id: str
+    root: str | None = None
+
+
+class _Models(BaseModel):
+    """``GET /models``, as much of it as matters."""
+
+    data: list[_Model]
 
 
 class ServedChatModel(ChatOpenAI):
@@ -62,16 +73,17 @@ def connect(
 
     ``info`` is the checkpoint that token evidence comes from, ``None`` for other evidence; the server must
     then serve its LLM under a name or from a folder that holds its ``checkpoint_id``. Without ``llm_model``
-    the server must serve one model only. Raises :class:`CheckpointError` and :class:`ChatModelError`.
+    the server must serve one model only. Raises :class:`CheckpointError`, :class:`EndpointError` and
+    :class:`ChatModelError`.
     """
     url = _with_version(settings.llm_url or "")
     key = settings.llm_api_key or "none"
     name = settings.llm_model
     if name is None or info is not None:
-        entry = _find(url, _served(url, key, settings.llm_timeout_s), name)
-        name = entry.id
+        served = _served(url, key, settings.llm_timeout_s)
+        name = _find(url, served, name)
         if info is not None:
-            _check_served(url, entry, info)
+            _check_served(url, name, served[name], info)
     return ServedChatModel(
         model=name,
         base_url=url,
@@ -87,35 +99,51 @@ def connect(
 
 
 def _with_version(url: str) -> str:
-    if urlsplit(url).scheme not in ("http", "https"):
-        raise ChatModelError(f"LLM address {url!r} is no http(s) URL: use e.g. http://localhost:8000/v1")
+    if not _is_http(url):
+        raise EndpointError(f"LLM address {url!r} is no http(s) URL: use e.g. http://localhost:8000/v1")
     return url if urlsplit(url).path.strip("/") else f"{url.rstrip('/')}/v1"
 
 
-def _served(url: str, key: str, timeout: float) -> list[Any]:
+def _is_http(url: str) -> bool:
+    try:
+        parts = urlsplit(url)
+        addressed = parts.scheme in ("http", "https") and bool(parts.hostname) and parts.port != 0
+    except ValueError:
+        return False
+    return addressed and all(char.isprintable() and not char.isspace() for char in url)
+
+
+def _served(url: str, key: str, timeout: float) -> dict[str, str]:
+    """Model name → where its server has it from, ``""`` when it doesn't say."""
     with (
         _as_chat_error(url),
         openai.OpenAI(base_url=url, api_key=key, timeout=timeout, max_retries=MAX_RETRIES) as client,
     ):
-        return list(client.models.list())
+        answer = client.get("/models", cast_to=object)
+    try:
+        return {model.id: model.root or "" for model in _Models.model_validate(answer).data}
+    except ValidationError as error:
+        raise EndpointError(
+            f"{url}/models is no list of models: check that --llm-url is an OpenAI-compatible address"
+        ) from error
 
 
-def _find(url: str, served: list[Any], name: str | None) -> Any:
-    names = [str(entry.id) for entry in served]
+def _find(url: str, served: dict[str, str], name: str | None) -> str:
     if name is None and len(served) == 1:
-        return served[0]
-    if name not in names:
-        raise ChatModelError(
-            f"{url} serves {', '.join(names) or 'no model'}: name one of them with --llm-model"
+        return next(iter(served))
+    if name is None or name not in served:
+        raise EndpointError(
+            f"{url} serves {', '.join(served) or 'no model'}: name one of them with --llm-model"
         )
-    return served[names.index(name)]
+    return name
 
 
-def _check_served(url: str, entry: Any, info: CheckpointInfo) -> None:
-    if info.checkpoint_id not in f"{entry.id} {getattr(entry, 'root', '')}":
+def _check_served(url: str, name: str, root: str, info: CheckpointInfo) -> None:
+    if info.checkpoint_id not in f"{name} {root}":
         raise CheckpointError(
-            f"{url} serves {entry.id}, the evidence tokens belong to checkpoint {info.checkpoint_id}: "
-            f"serve that folder with --served-model-name {served_name(info)}, or pass its --model"
+            f"{url} serves {name}, the evidence tokens belong to checkpoint {info.checkpoint_id}: "
+            f"pass --evidence images or text, serve that folder with --served-model-name {served_name(info)}, "
+            "or pass its --model"
         )
 
 
@@ -129,7 +157,14 @@ def _as_chat_error(url: str | None) -> Iterator[None]:
         yield
     except _FAILURES as error:
         reason = " ".join(str(error).split())[:300] or type(error).__name__
-        raise ChatModelError(f"{url}: {reason}: {_remedy(error, reason)}") from error
+        raise _kind(error)(f"{url}: {reason}: {_remedy(error, reason)}") from error
+
+
+def _kind(error: Exception) -> type[ChatModelError]:
+    if isinstance(error, openai.APITimeoutError):
+        return ChatModelError
+    wrong_address = isinstance(error, openai.APIConnectionError | openai.NotFoundError)
+    return EndpointError if wrong_address else ChatModelError
 
 
 def _remedy(error: Exception, reason: str) -> str:
@@ -142,7 +177,7 @@ def _remedy(error: Exception, reason: str) -> str:
     if isinstance(error, openai.NotFoundError):
         return "check --llm-url and --llm-model"
     if "prompt_embeds" in reason or "prompt-embeds" in reason:
-        return "start vLLM with --enable-prompt-embeds, or pass --evidence text"
+        return "start vLLM with --enable-prompt-embeds, or pass --evidence images or text"
     if "context" in reason or "maximum model length" in reason:
         return "use --history latest or fewer rounds (--max-rounds)"
     return "look into the server's log"

@@ -196,6 +196,14 @@ def llm_name_without_address(desk: Desk) -> None:
     desk.options += ["--llm-model", "qwen"]
 
 
+def llm_of_nobody(desk: Desk) -> None:
+    desk.options += ["--llm-url", "http://127.0.0.1:9", "--evidence", "text"]
+
+
+def llm_at_no_address(desk: Desk) -> None:
+    desk.options += ["--llm-url", "http://[::1/v1", "--evidence", "text"]
+
+
 def unknown_flag(desk: Desk) -> None:
     desk.options += ["--mask", "labels.nii.gz"]
 
@@ -237,6 +245,8 @@ CASES: dict[Callable[[Desk], None], str] = {
     checkpoint_cut_short: "copy the folder again",
     checkpoint_of_a_later_version: "version",
     llm_name_without_address: "--llm-url",
+    llm_of_nobody: "check that the server runs and --llm-url is right",
+    llm_at_no_address: "use e.g. http://localhost:8000/v1",
     unknown_flag: "--mask",
     zero_rounds: "--max-rounds",
     images_for_a_checkpoint: "--llm-url",

@@ -86,7 +86,13 @@ def test_every_command_has_its_module_arguments_and_help(
         (["ask", "ct.nii.gz"], "QUESTION"),
         (["ask", "ct.nii.gz", "Tumor?", "--js"], "--js"),
         (["ask", "ct.nii.gz", "Tumor?", "--evidence", "sound"], "sound"),
-        (["ask", "ct.nii.gz", "Tumor?", "--volume", "-1"], "--volume"),
+        (["ask", "ct.nii.gz", "Tumor?", "--volume", "-1"], "--volume: '-1' is not a whole number from 0"),
+        (
+            ["ask", "ct.nii.gz", "Tumor?", "--max-rounds", "0"],
+            "--max-rounds: '0' is not a whole number from 1",
+        ),
+        (["evaluate", "--quick", "--patients", "0"], "--patients: '0' is not a whole number from 1"),
+        (["phantom", "out", "--n", "1.5"], "--n: '1.5' is not a whole number from 0"),
     ],
 )
 def test_wrong_arguments_are_told_in_one_line(

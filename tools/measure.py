@@ -238,9 +238,6 @@ def _hull_points(points: NDArray[np.float64]) -> NDArray[np.float64]:
     extent = np.sqrt(axes.S / len(points))
     spanned = int(np.count_nonzero(extent > 1e-6 * extent[0]))
     flat = centred @ axes.U[:, :spanned]
-    if spanned == 1:
-        corners = np.array([flat.argmin(), flat.argmax()])
-    else:
-        corners = np.asarray(ConvexHull(flat).vertices)
+    corners = [flat.argmin(), flat.argmax()] if spanned == 1 else ConvexHull(flat).vertices
     chosen: NDArray[np.float64] = points[corners]
     return chosen

@@ -144,7 +144,10 @@ def _picture(
 
 
 def _plane(volume: NDArray[Any], normal: int, index: int) -> NDArray[Any]:
-    plane: NDArray[Any] = np.take(volume, index, axis=normal)
+    """A view: nothing but the slice is read from memory."""
+    where: list[slice | int] = [slice(None)] * 3
+    where[normal] = index
+    plane: NDArray[Any] = volume[tuple(where)]
     return plane
 
 

@@ -211,7 +211,7 @@ def _oblique_source(
     def read(start: int, stop: int) -> NDArray[np.float32]:
         corner = grid.apply_affine(to_scan, first + np.array([0, 0, start]) * step)
         slab = np.empty((count[0], count[1], stop - start), np.float32)
-        ndimage.affine_transform(unit, matrix, corner, slab.shape, slab, order=1, mode="constant", cval=0.0)
+        ndimage.affine_transform(unit, matrix, corner, slab.shape, output=slab, order=1, mode="constant")
         turned: NDArray[np.float32] = slab.T
         return turned
 

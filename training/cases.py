@@ -53,7 +53,7 @@ class _Draws(IterableDataset[_Drawn]):
         for i in range(worker, self.count, workers):
             case = self.pool.draw(np.random.default_rng([self.seed, i]), diseases=ONE_TUMOR)
             shares = cell_shares(merged_labels(case), len(TABLE) + 1)[[_IDS[o] for o in ORGANS]]
-            volume = torch.from_numpy(windowed(to_model_axes(case.hu))[None])  # type: ignore[arg-type]
+            volume = torch.from_numpy(windowed(to_model_axes(case.hu))[None])
             yield _Drawn(volume, torch.from_numpy(shares), case.truth)
 
 

@@ -186,7 +186,7 @@ def train_llm(
             )
         loss, text = joint_loss(config, llm, tower, batch)
         optimizer.zero_grad(set_to_none=True)
-        loss.backward()
+        loss.backward()  # type: ignore[no-untyped-call]
         nn.utils.clip_grad_norm_(parameters, 1.0)
         optimizer.step()
         running = 0.97 * (running or text) + 0.03 * text
@@ -223,7 +223,7 @@ def held_out_loss(
     cases: list[TokenCase],
 ) -> float:
     """Text loss on patients that weren't trained on."""
-    llm.eval()
+    llm.train(False)
     stream = sample_stream(cases, tokenizer, 10_000, config.batch)
     values = [joint_loss(config, llm, tower, next(stream))[1] for _ in range(4)]
     llm.train()

@@ -15,7 +15,7 @@ import numpy as np
 import torch
 from pydantic import BaseModel, ConfigDict
 
-from tumorchain_agent.model.checkpoint import CheckpointInfo, save_checkpoint
+from tumorchain_agent.model.checkpoint import PHANTOM_DATA, CheckpointInfo, save_checkpoint
 from tumorchain_agent.model.config import VisionConfig
 from tumorchain_agent.model.llm import build_llm, llm_config
 from tumorchain_agent.model.tokenizer import build_nano_tokenizer
@@ -75,12 +75,12 @@ def train_nano(config: NanoConfig, work: Path, out: Path) -> CheckpointInfo:
     train_llm(config.llm, llm, tower, tokenizer, cases, held_out, work / "llm")
     return save_checkpoint(
         out,
-        llm.eval(),
+        llm.train(False),
         tower.eval(),
         tokenizer,
         size="nano",
         preprocessing=Preprocessing().as_dict(),
-        provenance={"data": "procedural phantoms, no patient data", "config": config.model_dump(mode="json")},
+        provenance={"data": PHANTOM_DATA, "config": config.model_dump(mode="json")},
         training_distribution={"statistics": fit_ranges(_statistics(work / "described", config.described))},
         alpha=config.llm.alpha,
     )

@@ -173,7 +173,7 @@ async def _dice(tools: CTTools, answer: Answer, case: Case) -> dict[str, float]:
         return {}
     ids = {"scan_id": answer.scan.scan_id, "segmentation_id": answer.segmentation.weights_id}
     packed = await tools.read(uris.fill(uris.LABEL_MAP, **ids))
-    image = nib.Nifti1Image.from_bytes(gzip.decompress(packed))  # type: ignore[no-untyped-call]
+    image = nib.Nifti1Image.from_bytes(gzip.decompress(packed))
     return dice_by_organ(np.asarray(image.dataobj).astype(np.uint8), case.labels)
 
 
@@ -238,24 +238,46 @@ def _interval(values: list[float]) -> tuple[float, float]:
     return float(low), float(high)
 
 
+def _percent(share: float | None) -> str:
+    return "–" if share is None or np.isnan(share) else f"{100 * share:.1f}"
+
+
+def _row(name: str, rate: float, interval: tuple[float, float], majority: float) -> str:
+    low, high = interval
+    return f"| {name} | {_percent(rate)} | {_percent(low)}–{_percent(high)} | {_percent(majority)} |"
+
+
 def as_markdown(result: QuickResult) -> str:
     """The table that a reader compares with the README's."""
-    percent = lambda x: "–" if x is None or np.isnan(x) else f"{100 * x:.1f}"  # noqa: E731
-    low, high = result.balanced_accuracy_interval
-    first, last = result.organ_2cm_interval
+    presence = _row(
+        "tumor present, balanced accuracy %",
+        result.balanced_accuracy,
+        result.balanced_accuracy_interval,
+        result.majority_balanced_accuracy,
+    )
+    organ = _row(
+        "which organ, tumors ≥ 2 cm, %",
+        result.organ_2cm,
+        result.organ_2cm_interval,
+        result.majority_organ_2cm,
+    )
     lines = [
-        f"{result.patients} phantoms from seed {result.first_seed}, checkpoint {result.checkpoint_id}, masks from {result.masks}",
+        f"{result.patients} phantoms from seed {result.first_seed}, "
+        f"checkpoint {result.checkpoint_id}, masks from {result.masks}",
         "",
         "| | nano | 95 % interval | majority |",
         "|---|---|---|---|",
-        f"| tumor present, balanced accuracy % | {percent(result.balanced_accuracy)} | {percent(low)}–{percent(high)} | {percent(result.majority_balanced_accuracy)} |",
-        f"| which organ, tumors ≥ 2 cm, % | {percent(result.organ_2cm)} | {percent(first)}–{percent(last)} | {percent(result.majority_organ_2cm)} |",
+        presence,
+        organ,
         "",
         "| tumor size | patients | called a tumor % | organ right % |",
         "|---|---|---|---|",
-        *(f"| {s.name} | {s.patients} | {percent(s.present)} | {percent(s.organ)} |" for s in result.strata),
+        *(
+            f"| {s.name} | {s.patients} | {_percent(s.present)} | {_percent(s.organ)} |"
+            for s in result.strata
+        ),
         "",
-        f"Sensitivity {percent(result.sensitivity)} %, specificity {percent(result.specificity)} %; "
+        f"Sensitivity {_percent(result.sensitivity)} %, specificity {_percent(result.specificity)} %; "
         f"{result.mean_rounds:.2f} rounds and {result.seconds_per_patient:.1f} s a patient.",
     ]
     if result.mean_dice is not None:

@@ -18,11 +18,14 @@ from numpy.typing import NDArray
 from torch import nn
 from torch.nn import functional as F
 
-from tumorchain_agent.errors import InputError
+from tumorchain_agent.errors import InputError, TumorChainError
 from tumorchain_agent.tools.organs import FIVE, MERGE, ORGANS
 from tumorchain_agent.training.atomic import save_torch
 from tumorchain_agent.training.segmentation_data import IGNORE, Augmentation, Case, CaseFolder, Sampler
 from tumorchain_agent.training.segmentation_network import STRIDE, build_network, export, normalize
+
+MAX_SKIPPED = 50
+"""Steps in a row without a finite gradient before the training gives up."""
 
 
 @dataclass(frozen=True)
@@ -152,7 +155,7 @@ class Trainer:
             self.network.parameters(), lr=options.learning_rate, weight_decay=options.weight_decay
         )
         self.bf16 = bf16_is_fast(self.device)
-        self.step, self.elapsed = 0, 0.0
+        self.step, self.elapsed, self.skipped = 0, 0.0, 0
         if stored:
             self._restore(stored)
         self.sampler = Sampler(cases, options.augmentation, seed + 1_000_003 * self.step, self.device)
@@ -201,11 +204,24 @@ class Trainer:
         cross_entropy, dice = loss_terms(logits, self.lookup[labels])
         self.optimizer.zero_grad(set_to_none=True)
         (cross_entropy + dice).backward()  # type: ignore[no-untyped-call]
-        nn.utils.clip_grad_norm_(self.network.parameters(), self.options.clip_norm)
-        self.optimizer.step()
-        self._update_average()
+        norm = nn.utils.clip_grad_norm_(self.network.parameters(), self.options.clip_norm)
+        if bool(torch.isfinite(norm)):
+            self.optimizer.step()
+            self._update_average()
+            self.skipped = 0
+        else:
+            self._skip()
         self.step += 1
         return {"cross_entropy": cross_entropy.item(), "dice_loss": dice.item(), "learning_rate": rate}
+
+    def _skip(self) -> None:
+        """A step with a gradient that isn't finite changes nothing; many in a row are an error, not a result."""
+        self.skipped += 1
+        if self.skipped >= MAX_SKIPPED:
+            raise TumorChainError(
+                f"{self.skipped} training steps in a row had no finite gradient; go on from {self.out} "
+                "with a lower learning rate"
+            )
 
     def _update_average(self) -> None:
         decay = min(self.options.average, (1 + self.step) / (10 + self.step))

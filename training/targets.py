@@ -87,7 +87,7 @@ def case_targets(case: Case) -> dict[str, torch.Tensor]:
     present = coverage.sum(axis=(1, 2, 3)) > 0.05
     abnormal = np.where(present, [name in sick for name in CLS_ORGANS], -1)
     return {
-        "volume": torch.from_numpy(windowed(to_model_axes(case.hu))[None]),  # type: ignore[arg-type]
+        "volume": torch.from_numpy(windowed(to_model_axes(case.hu))[None]),
         "fine": torch.from_numpy(fine),
         "patch": torch.from_numpy(tumor),
         "attributes": torch.from_numpy(attributes).long(),

@@ -6,10 +6,12 @@ import json
 import logging
 import math
 import time
+from collections.abc import Iterable
 from pathlib import Path
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 from pydantic import BaseModel, ConfigDict
 from torch import Tensor, nn
 from torch.nn import functional as F
@@ -21,6 +23,8 @@ from tumorchain_agent.training.phantom.volume import Pool
 from tumorchain_agent.training.targets import ATTRIBUTES, CLS_ORGANS, PhantomStream, auc, stack
 
 log = logging.getLogger(__name__)
+Batch = dict[str, Tensor]
+"""``case_targets`` of several patients, stacked."""
 
 
 class VisionStageConfig(BaseModel):
@@ -78,7 +82,7 @@ def cls_loss(logits: Tensor, abnormal: Tensor) -> Tensor:
     return F.cross_entropy(logits.flatten(0, 1), abnormal.flatten(), ignore_index=-1)
 
 
-def dense_loss(model: VisionModel, fine: Tensor, tokens: Tensor, batch: dict[str, Tensor]) -> Tensor:
+def dense_loss(model: VisionModel, fine: Tensor, tokens: Tensor, batch: Batch) -> Tensor:
     """Tumour, cyst and node per fine cell; tumour, organ and lesion properties per patch."""
     weight = 1 + 7 * batch["fine"]
     cells = F.binary_cross_entropy_with_logits(model.fine(fine), batch["fine"], weight, reduction="sum")
@@ -98,25 +102,11 @@ def dense_loss(model: VisionModel, fine: Tensor, tokens: Tensor, batch: dict[str
     return total
 
 
-def train_vision(
-    config: VisionStageConfig, pool: Pool, validation: list[dict[str, Tensor]], out: Path
-) -> VisionModel:
+def train_vision(config: VisionStageConfig, pool: Pool, validation: list[Batch], out: Path) -> VisionModel:
     """Train and keep ``out/vision.pt`` up to date; resumes from it when it is there."""
     out.mkdir(parents=True, exist_ok=True)
-    torch.manual_seed(config.seed)
-    model = VisionModel(config.encoder).to(memory_format=torch.channels_last_3d)  # type: ignore[call-overload]
-    decay = [p for p in model.parameters() if p.ndim > 1]
-    plain = [p for p in model.parameters() if p.ndim <= 1]
-    groups = [{"params": decay, "weight_decay": config.weight_decay}, {"params": plain, "weight_decay": 0.0}]
-    optimizer = torch.optim.AdamW(groups, lr=config.lr, betas=(0.9, 0.98))
-    state = {"step": 0, "elapsed": 0.0}
-    checkpoint = out / "vision.pt"
-    if checkpoint.exists():
-        saved = torch.load(checkpoint, weights_only=True)
-        model.load_state_dict(saved["model"])
-        optimizer.load_state_dict(saved["optimizer"])
-        state = saved["state"]
-    stream = PhantomStream(pool, config.seed, int(state["step"]), config.diseases)
+    training = _Training(config, out / "vision.pt")
+    stream = PhantomStream(pool, config.seed, int(training.state["step"]), config.diseases)
     loader = DataLoader(
         stream,
         config.batch,
@@ -124,72 +114,105 @@ def train_vision(
         collate_fn=stack,
         prefetch_factor=4 if config.workers else None,
     )
-    _loop(config, model, optimizer, loader, validation, state, out)
-    return model
+    training.run(loader, validation)
+    return training.model
 
 
-def _loop(config, model, optimizer, loader, validation, state, out):  # type: ignore[no-untyped-def]
-    start, budget = time.monotonic() - state["elapsed"], config.minutes * 60
-    saved = validated = time.monotonic()
-    running: dict[str, float] = {}
-    for batch in loader:
-        progress = min((time.monotonic() - start) / budget, 1.0)
-        for group in optimizer.param_groups:
-            group["lr"] = config.lr * min(
-                progress / config.warmup, 0.5 * (1 + math.cos(math.pi * progress)) + 1e-3
-            )
+class _Training:
+    """A model, its optimizer and how far it has come: all that ``checkpoint`` holds."""
+
+    def __init__(self, config: VisionStageConfig, checkpoint: Path) -> None:
+        self.config, self.checkpoint = config, checkpoint
+        torch.manual_seed(config.seed)
+        self.model: VisionModel = VisionModel(config.encoder).to(memory_format=torch.channels_last_3d)  # type: ignore[call-overload]
+        decay = [p for p in self.model.parameters() if p.ndim > 1]
+        plain = [p for p in self.model.parameters() if p.ndim <= 1]
+        groups = [
+            {"params": decay, "weight_decay": config.weight_decay},
+            {"params": plain, "weight_decay": 0.0},
+        ]
+        self.optimizer = torch.optim.AdamW(groups, lr=config.lr, betas=(0.9, 0.98))
+        self.state: dict[str, float] = {"step": 0, "elapsed": 0.0}
+        """Steps taken, and seconds that they took in all runs."""
+        self.losses: dict[str, float] = {}
+        """Running means since the start of this run."""
+        if checkpoint.exists():
+            saved = torch.load(checkpoint, weights_only=True)
+            self.model.load_state_dict(saved["model"])
+            self.optimizer.load_state_dict(saved["optimizer"])
+            self.state = saved["state"]
+
+    def run(self, batches: Iterable[Batch], validation: list[Batch]) -> None:
+        """Train until the minutes are over, with what the clock asks for in between."""
+        config = self.config
+        start, budget = time.monotonic() - self.state["elapsed"], config.minutes * 60
+        saved = validated = time.monotonic()
+        for batch in batches:
+            self.step(batch, min((time.monotonic() - start) / budget, 1.0))
+            now = time.monotonic()
+            done = now - start >= budget
+            if self.state["step"] % 50 == 0:
+                self.report((now - start) / 60)
+            if done or now - saved > config.save_every_s:
+                self.save(now - start)
+                saved = now
+            if done or now - validated > config.validate_every_s:
+                log.info("validation %s", json.dumps(validate(self.model, validation)))
+                validated = now
+            if done:
+                return
+
+    def step(self, batch: Batch, progress: float) -> None:
+        """One update; ``progress`` in 0..1 decides the learning rate."""
+        config, model = self.config, self.model
+        rate = min(progress / config.warmup, 0.5 * (1 + math.cos(math.pi * progress)) + 1e-3)
+        for group in self.optimizer.param_groups:
+            group["lr"] = config.lr * rate
         with torch.autocast("cpu", torch.bfloat16):
             fine, tokens = model.encoder.features(batch["volume"])
         fine, tokens = fine.float(), tokens.float()
         cls = cls_loss(model.classify(tokens, batch["coverage"]), batch["abnormal"])
         dense = dense_loss(model, fine, tokens, batch)
         loss = config.alpha * cls + config.dense * dense
-        optimizer.zero_grad(set_to_none=True)
-        loss.backward()
+        self.optimizer.zero_grad(set_to_none=True)
+        loss.backward()  # type: ignore[no-untyped-call]
         nn.utils.clip_grad_norm_(model.parameters(), 1.0)
-        optimizer.step()
-        state["step"] += 1
-        for name, value in (("cls", cls), ("dense", dense)):
-            running[name] = 0.97 * running.get(name, value.item()) + 0.03 * value.item()
-        now = time.monotonic()
-        done = now - start >= budget
-        if state["step"] % 50 == 0:
-            log.info(
-                "step %d, %.1f min, %s",
-                state["step"],
-                (now - start) / 60,
-                {k: round(v, 4) for k, v in running.items()},
-            )
-        if done or now - saved > config.save_every_s:
-            state["elapsed"] = now - start
-            save_torch(
-                {"model": model.state_dict(), "optimizer": optimizer.state_dict(), "state": state},
-                out / "vision.pt",
-            )
-            saved = now
-        if done or now - validated > config.validate_every_s:
-            log.info("validation %s", json.dumps(validate(model, validation)))
-            validated = now
-        if done:
-            return
+        self.optimizer.step()
+        self.state["step"] += 1
+        for name, value in (("cls", cls.item()), ("dense", dense.item())):
+            self.losses[name] = 0.97 * self.losses.get(name, value) + 0.03 * value
+
+    def report(self, minutes: float) -> None:
+        losses = {name: round(value, 4) for name, value in self.losses.items()}
+        log.info("step %d, %.1f min, %s", self.state["step"], minutes, losses)
+
+    def save(self, elapsed: float) -> None:
+        self.state["elapsed"] = elapsed
+        state = {
+            "model": self.model.state_dict(),
+            "optimizer": self.optimizer.state_dict(),
+            "state": self.state,
+        }
+        save_torch(state, self.checkpoint)
 
 
 @torch.inference_mode()
-def validate(model: VisionModel, batches: list[dict[str, Tensor]]) -> dict[str, float]:
+def validate(model: VisionModel, batches: list[Batch]) -> dict[str, float]:
     """AUC of Cls per organ, of presence (largest of the five), and the organ by arg-max where one organ is sick."""
     model.eval()
-    scores, truth = [], []
+    found, truth = [], []
     for batch in batches:
         with torch.autocast("cpu", torch.bfloat16):
             tokens = model.encoder(batch["volume"])
         logits = model.classify(tokens.float(), batch["coverage"])[:, :5]
-        score = (logits[..., 1] - logits[..., 0]).masked_fill(batch["abnormal"][:, :5] < 0, -20)
-        scores.append(score.numpy())
+        margin = (logits[..., 1] - logits[..., 0]).masked_fill(batch["abnormal"][:, :5] < 0, -20)
+        found.append(margin.numpy())
         truth.append(batch["abnormal"][:, :5].numpy() == 1)
     model.train()
-    score, sick = np.concatenate(scores).astype(float), np.concatenate(truth)
-    out = {name: round(auc(score[:, k], sick[:, k]), 3) for k, name in enumerate(CLS_ORGANS[:5])}
-    out["presence"] = round(auc(score.max(1), sick.any(1)), 3)
-    single = sick.sum(1) == 1
-    out["organ"] = round(float((score[single].argmax(1) == sick[single].argmax(1)).mean()), 3)
+    scores: NDArray[np.float64] = np.concatenate(found).astype(float)
+    sick: NDArray[np.bool_] = np.concatenate(truth)
+    out = {name: round(auc(scores[:, k], sick[:, k]), 3) for k, name in enumerate(CLS_ORGANS[:5])}
+    out["presence"] = round(auc(scores.max(axis=1), np.asarray(sick.any(axis=1))), 3)
+    single = sick.sum(axis=1) == 1
+    out["organ"] = round(float((scores[single].argmax(axis=1) == sick[single].argmax(axis=1)).mean()), 3)
     return out

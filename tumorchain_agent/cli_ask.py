@@ -11,6 +11,7 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from tumorchain_agent.cli_numbers import whole
 from tumorchain_agent.errors import InputError
 
 if TYPE_CHECKING:
@@ -53,28 +54,14 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         choices=("append", "latest"),
         help="keep all rounds, or only the latest (default: as the checkpoint was trained)",
     )
-    parser.add_argument("--max-rounds", metavar="N", type=_positive, help="limit of rounds (default: 8)")
+    parser.add_argument("--max-rounds", metavar="N", type=whole(1), help="limit of rounds (default: 8)")
     parser.add_argument(
         "--out", metavar="DIR", type=Path, help="folder for the report (default: a new one below out/)"
     )
     parser.add_argument("--json", action="store_true", help="print answer.json, and nothing else, on stdout")
-    parser.add_argument("--volume", metavar="N", type=_index, help="which volume of a 4-D NIfTI, from 0")
+    parser.add_argument("--volume", metavar="N", type=whole(0), help="which volume of a 4-D NIfTI, from 0")
     parser.add_argument("--device", metavar="DEVICE", help="auto, cpu, cuda, cuda:1 … (default: auto)")
     parser.add_argument("--fresh", action="store_true", help="reason anew, even if this was asked before")
-
-
-def _positive(text: str) -> int:
-    return _whole(text, 1)
-
-
-def _index(text: str) -> int:
-    return _whole(text, 0)
-
-
-def _whole(text: str, least: int) -> int:
-    if not text.isdecimal() or int(text) < least:
-        raise argparse.ArgumentTypeError(f"{text!r} is not a whole number from {least}")
-    return int(text)
 
 
 @dataclass(frozen=True)

@@ -7,6 +7,8 @@ import sys
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from tumorchain_agent.cli_numbers import whole
+
 if TYPE_CHECKING:
     from tumorchain_agent.training.quick_evaluation import QuickResult, Verdict
 
@@ -19,9 +21,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         help="tumor presence and organ, by tumor size, through the whole agent",
     )
     parser.add_argument(
-        "--seed", metavar="S", type=_whole, help="seed of the first phantom (default: 5000000)"
+        "--seed", metavar="S", type=whole(1), help="seed of the first phantom (default: 5000000)"
     )
-    parser.add_argument("--patients", metavar="N", type=_whole, default=100, help="phantoms (default: 100)")
+    parser.add_argument("--patients", metavar="N", type=whole(1), default=100, help="phantoms (default: 100)")
     parser.add_argument("--model", metavar="DIR", type=Path, help="TumorChain checkpoint (default: nano)")
     parser.add_argument(
         "--masks",
@@ -30,12 +32,6 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         help="segment each phantom, or give its true label map (default: segmentation)",
     )
     parser.add_argument("--json", action="store_true", help="print the result as JSON on stdout")
-
-
-def _whole(text: str) -> int:
-    if not text.isdecimal() or int(text) < 1:
-        raise argparse.ArgumentTypeError(f"{text!r} is not a whole number from 1")
-    return int(text)
 
 
 def run(args: argparse.Namespace) -> int:

@@ -6,24 +6,20 @@ import argparse
 import sys
 from pathlib import Path
 
+from tumorchain_agent.cli_numbers import whole
+
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("out", metavar="OUT", type=Path, help="folder that gets one folder a patient")
-    parser.add_argument("--n", metavar="N", type=_count, default=1, help="patients (default: 1)")
+    parser.add_argument("--n", metavar="N", type=whole(0), default=1, help="patients (default: 1)")
     parser.add_argument(
-        "--seed", metavar="S", type=_count, default=0, help="seed of the first patient (default: 0)"
+        "--seed", metavar="S", type=whole(0), default=0, help="seed of the first patient (default: 0)"
     )
     parser.add_argument(
         "--arrays",
         action="store_true",
         help="write one .npz a patient, for training segmentation, in place of NIfTI",
     )
-
-
-def _count(text: str) -> int:
-    if not text.isdecimal():
-        raise argparse.ArgumentTypeError(f"{text!r} is not a whole number from 0")
-    return int(text)
 
 
 def run(args: argparse.Namespace) -> int:

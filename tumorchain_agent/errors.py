@@ -52,6 +52,10 @@ class ChatModelError(TumorChainError):
     """The LLM endpoint failed, refused, or answered with nothing."""
 
 
+class EndpointError(InputError, ChatModelError):
+    """The LLM's address or model name is wrong: nobody answers there, or nobody of that name."""
+
+
 class Cancelled(TumorChainError):
     """The caller cancelled; nothing half-written was left behind."""
 

@@ -20,7 +20,7 @@ from tests.conftest import torso, torso_grid
 from tumorchain_agent.mcp_server.jobs import Job
 from tumorchain_agent.mcp_server.server import build_server, connect_in_memory
 from tumorchain_agent.mcp_server.workbench import Workbench
-from tumorchain_agent.model.checkpoint import save_checkpoint
+from tumorchain_agent.model.checkpoint import PHANTOM_DATA, save_checkpoint
 from tumorchain_agent.model.config import VisionConfig, VitConfig
 from tumorchain_agent.model.llm import build_llm, llm_config
 from tumorchain_agent.model.tokenizer import build_nano_tokenizer
@@ -91,7 +91,7 @@ def checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Path:
         tokenizer,
         size="nano",
         preprocessing={"window_hu": 400.0, "level_hu": 40.0},
-        provenance={"seed": 0},
+        provenance={"data": PHANTOM_DATA, "seed": 0},
         training_distribution={"statistics": {"noise_hu": [1e6, 2e6]}},
     )
     return folder

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import gzip
+import json
 import shutil
 import threading
 from concurrent.futures import ThreadPoolExecutor
@@ -16,7 +17,13 @@ from tumorchain_agent.errors import Cancelled, CheckpointError, LabelMapError, S
 from tumorchain_agent.mcp_server.jobs import Job
 from tumorchain_agent.mcp_server.store import read_work_log
 from tumorchain_agent.mcp_server.workbench import Workbench
-from tumorchain_agent.model.checkpoint import load_llm, load_tokenizer, load_vision, save_checkpoint
+from tumorchain_agent.model.checkpoint import (
+    PHANTOM_DATA,
+    load_llm,
+    load_tokenizer,
+    load_vision,
+    save_checkpoint,
+)
 from tumorchain_agent.settings import Settings
 from tumorchain_agent.tools.segment import Segmenter
 
@@ -253,6 +260,18 @@ def test_a_checkpoint_that_is_replaced_under_the_server_is_refused(
         with pytest.raises(CheckpointError, match="was replaced while the server ran"):
             bench.encode_scan(scan_id)
     assert "encode" not in done(settings)
+
+
+@pytest.mark.parametrize(("data", "said"), [(PHANTOM_DATA, True), ("3-D CoT, 1.5 M questions", False)])
+def test_a_checkpoint_is_a_demonstration_by_what_it_was_trained_on_not_by_its_size(
+    settings: Settings, files: Files, checkpoint: Path, tmp_path: Path, data: str, said: bool
+) -> None:
+    folder = Path(shutil.copytree(checkpoint, tmp_path / "model"))
+    info = json.loads((folder / "tumorchain.json").read_text())
+    (folder / "tumorchain.json").write_text(json.dumps(info | {"provenance": {"data": data}}))
+    with Workbench(settings.model_copy(update={"model": folder})) as bench:
+        notices = bench.encode_scan(bench.open_scan(str(files.scan)).scan_id).notices
+    assert ("demonstration_model" in {notice.code for notice in notices}) is said
 
 
 def _retrain(folder: Path) -> None:

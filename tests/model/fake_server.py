@@ -21,12 +21,16 @@ USAGE = {
 
 @dataclass
 class FakeServer:
-    """``status`` other than 200 refuses chat requests; ``breaks_off`` leaves a stream without its end."""
+    """``status`` other than 200 refuses chat requests; ``breaks_off`` leaves a stream without its end.
+
+    ``listed`` is the answer to ``GET /models`` in place of a list of ``models``.
+    """
 
     models: list[dict[str, str]]
     status: int = 200
     message: str = "refused"
     breaks_off: bool = False
+    listed: Any = ...
     url: str = ""
     requests: list[dict[str, Any]] = field(default_factory=list)
     keys: list[str] = field(default_factory=list)
@@ -58,7 +62,8 @@ class _Handler(BaseHTTPRequestHandler):
         models = [
             {"object": "model", "created": 0, "owned_by": "test", **model} for model in self.state.models
         ]
-        self._send_json(200, {"object": "list", "data": models})
+        listed = {"object": "list", "data": models}
+        self._send_json(200, listed if self.state.listed is ... else self.state.listed)
 
     def do_POST(self) -> None:
         request = json.loads(self.rfile.read(int(self.headers["Content-Length"])))
@@ -102,7 +107,7 @@ class _Handler(BaseHTTPRequestHandler):
         }
         self.wfile.write(f"data: {json.dumps(body | more)}\n\n".encode())
 
-    def _send_json(self, status: int, body: dict[str, Any]) -> None:
+    def _send_json(self, status: int, body: Any) -> None:
         data = json.dumps(body).encode()
         self.send_response(status)
         self.send_header("Content-Type", "application/json")

@@ -21,8 +21,9 @@ from transformers import DynamicCache
 
 from tests.model.conftest import HIDDEN, Tiny
 from tumorchain_agent.errors import ChatModelError, CheckpointError, InputError
+from tumorchain_agent.graph.llm import llm_name
 from tumorchain_agent.model.chat import TumorChainChatModel, chat_model_from, to_messages
-from tumorchain_agent.model.checkpoint import read_info
+from tumorchain_agent.model.checkpoint import read_info, served_name
 from tumorchain_agent.model.generate import PrefixCache, TextStream
 from tumorchain_agent.model.template import encode_embeds, flat_ids, render, to_inputs
 from tumorchain_agent.settings import Settings
@@ -52,7 +53,8 @@ def cached(message: BaseMessage) -> int:
 def make_chat(tiny: Tiny) -> Any:
     def make(**options: Any) -> TumorChainChatModel:
         fields = {"max_tokens": 24, **options}
-        return TumorChainChatModel(llm=tiny.llm, tokenizer=tiny.tokenizer, checkpoint_id="c0ffee", **fields)
+        fields |= {"checkpoint_id": "c0ffee", "model_name": "tumorchain-nano-c0ffee"}
+        return TumorChainChatModel(llm=tiny.llm, tokenizer=tiny.tokenizer, **fields)
 
     return make
 
@@ -84,7 +86,7 @@ def test_usage_counts_every_token_of_prompt_and_answer(tiny: Tiny, chat: TumorCh
         "total_tokens": prompt + 24,
         "input_token_details": {"cache_read": 0},
     }
-    assert answer.response_metadata["model_name"] == "c0ffee"
+    assert answer.response_metadata["model_name"] == "tumorchain-nano-c0ffee"
     assert answer.response_metadata["finish_reason"] == "length"
 
 
@@ -316,11 +318,14 @@ def test_system_messages_and_plain_strings_are_shown(tiny: Tiny) -> None:
     )
 
 
-def test_a_checkpoint_folder_answers_under_its_id(tiny_folder: Path, chat: TumorChainChatModel) -> None:
+def test_a_checkpoint_folder_answers_under_its_served_name(
+    tiny_folder: Path, chat: TumorChainChatModel
+) -> None:
     model = chat_model_from(Settings(model=tiny_folder, device="cpu"), max_tokens=24)
     answer = model.invoke(question())
     assert answer.text == chat.invoke(question()).text
-    assert answer.response_metadata["model_name"] == read_info(tiny_folder).checkpoint_id
+    assert answer.response_metadata["model_name"] == served_name(read_info(tiny_folder))
+    assert llm_name(model) == served_name(read_info(tiny_folder))
 
 
 def test_a_checkpoint_can_not_be_asked_about_images(tiny_folder: Path) -> None:

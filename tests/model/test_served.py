@@ -11,7 +11,7 @@ from langchain_core.messages import AIMessage, AIMessageChunk
 
 from tests.model.fake_server import WORDS, FakeServer, serve
 from tests.model.test_chat import question, second_round
-from tumorchain_agent.errors import ChatModelError, CheckpointError
+from tumorchain_agent.errors import ChatModelError, CheckpointError, EndpointError
 from tumorchain_agent.model.chat import chat_model_from
 from tumorchain_agent.model.checkpoint import read_info, served_name
 from tumorchain_agent.settings import Settings
@@ -86,8 +86,9 @@ def test_token_evidence_never_goes_to_a_server_of_other_weights(
     fake.models = [{"id": "qwen", "root": "Qwen/Qwen2.5-VL-7B-Instruct"}]
     with pytest.raises(
         CheckpointError, match=f"serves qwen, the evidence tokens belong to checkpoint {checkpoint}"
-    ):
+    ) as caught:
         chat_model_from(settings)
+    assert "pass --evidence images or text" in str(caught.value)
     chat_model_from(settings, evidence="images")
     chat_model_from(settings, evidence="text")
 
@@ -103,7 +104,7 @@ def test_a_folder_named_after_its_checkpoint_is_recognised(
 
 def test_a_server_of_several_models_needs_a_name_that_it_serves(fake: FakeServer, settings: Settings) -> None:
     fake.models = [{"id": "a"}, {"id": "b"}]
-    with pytest.raises(ChatModelError, match="serves a, b: name one of them with --llm-model"):
+    with pytest.raises(EndpointError, match="serves a, b: name one of them with --llm-model"):
         chat_model_from(settings, evidence="text")
 
 
@@ -122,23 +123,24 @@ def test_only_the_configured_key_is_sent(
 
 
 @pytest.mark.parametrize(
-    ("status", "message", "remedy"),
+    ("status", "message", "remedy", "exit_code"),
     [
-        (401, "bad key", "set TUMORCHAIN_LLM_API_KEY"),
-        (404, "no such model", "check --llm-url and --llm-model"),
-        (400, "You must set `--enable-prompt-embeds`", "start vLLM with --enable-prompt-embeds"),
-        (400, "longer than the maximum model length of 8192", "use --history latest"),
-        (422, "?", "look into the server's log"),
+        (401, "bad key", "set TUMORCHAIN_LLM_API_KEY", 1),
+        (404, "no such model", "check --llm-url and --llm-model", 2),
+        (400, "You must set `--enable-prompt-embeds`", "start vLLM with --enable-prompt-embeds", 1),
+        (400, "longer than the maximum model length of 8192", "use --history latest", 1),
+        (422, "?", "look into the server's log", 1),
     ],
 )
 @HOW
 def test_a_refusal_names_its_remedy(
-    fake: FakeServer, settings: Settings, how: str, status: int, message: str, remedy: str
+    fake: FakeServer, settings: Settings, how: str, status: int, message: str, remedy: str, exit_code: int
 ) -> None:
     fake.status, fake.message = status, message
     with pytest.raises(ChatModelError) as caught:
         _ask(how, chat_model_from(settings), question())
     text = str(caught.value)
+    assert caught.value.exit_code == exit_code
     assert fake.url in text
     assert remedy in text
     assert "\n" not in text
@@ -153,7 +155,23 @@ def test_an_answer_that_breaks_off_is_an_error(fake: FakeServer, settings: Setti
 
 def test_a_server_that_is_not_there_or_no_url_is_named(settings: Settings) -> None:
     gone = settings.model_copy(update={"llm_url": "http://127.0.0.1:9"})
-    with pytest.raises(ChatModelError, match=r"127\.0\.0\.1:9/v1: .*check that the server runs"):
+    with pytest.raises(EndpointError, match=r"127\.0\.0\.1:9/v1: .*check that the server runs"):
         chat_model_from(gone)
-    with pytest.raises(ChatModelError, match=r"no http\(s\) URL"):
-        chat_model_from(settings.model_copy(update={"llm_url": "localhost:8000"}))
+
+
+@pytest.mark.parametrize(
+    "url", ["localhost:8000", "http://", "http://[::1/v1", "http://a:b", "http://a b/v1"]
+)
+def test_an_address_that_is_none_is_refused_before_anybody_is_asked(settings: Settings, url: str) -> None:
+    with pytest.raises(EndpointError, match=r"no http\(s\) URL") as caught:
+        chat_model_from(settings.model_copy(update={"llm_url": url}))
+    assert caught.value.exit_code == 2
+
+
+@pytest.mark.parametrize("listed", ["<html>A web page</html>", None, {"data": [{}]}])
+def test_a_server_that_lists_no_models_is_no_openai_compatible_one(
+    fake: FakeServer, settings: Settings, listed: Any
+) -> None:
+    fake.listed = listed
+    with pytest.raises(EndpointError, match="is no list of models: check that --llm-url"):
+        chat_model_from(settings)

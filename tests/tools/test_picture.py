@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import io
+import tracemalloc
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -177,6 +179,19 @@ def test_a_wrong_plane_or_size_is_an_input_error(plane: str, size: int, message:
     labels = block(np.s_[30:50], np.s_[20:40], np.s_[15:25])
     with pytest.raises(InputError, match=message):
         organ_pictures(*scene(labels), "liver", (plane,), size=size)  # type: ignore[arg-type]
+
+
+def test_a_slice_is_drawn_without_a_copy_of_the_volume() -> None:
+    labels = np.zeros((160, 160, 160), np.uint8, order="F")
+    labels[70:90, 70:90, 70:90] = 5
+    ct, labelmap = scene(labels)
+    ct = replace(ct, hu=np.asfortranarray(ct.hu))
+    labelmap = replace(labelmap, labels=labels)
+    tracemalloc.start()
+    organ_pictures(ct, labelmap, "liver", size=64)
+    _, peak = tracemalloc.get_traced_memory()
+    tracemalloc.stop()
+    assert peak < labels.nbytes
 
 
 def test_an_unknown_organ_is_an_error() -> None:

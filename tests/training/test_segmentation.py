@@ -15,10 +15,12 @@ from numpy.typing import NDArray
 from torch.nn import functional as F
 
 from tests.segmentation_toys import LIVER, LUMBAR_3, STOMACH, toy_patient, write_toy_cases
-from tumorchain_agent.errors import InputError
+from tumorchain_agent.errors import InputError, TumorChainError
 from tumorchain_agent.tools.organs import STRUCTURES
 from tumorchain_agent.training.segmentation import (
+    MAX_SKIPPED,
     SegmentationTraining,
+    Trainer,
     dice_per_organ,
     loss_terms,
     predict_case,
@@ -259,3 +261,17 @@ def test_a_network_trained_on_toys_segments_a_toy_through_totalsegmentator(
     assert scores["liver"] > 0.8
     assert scores["stomach"] > 0.6
     assert set(result.info.organs_present) <= {"liver", "stomach", "lumbar_vertebrae"}
+
+
+def test_a_step_without_a_finite_gradient_changes_nothing_and_many_end_the_training(
+    tmp_path: Path, cases: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    trainer = Trainer(folder(cases), folder(cases), tmp_path, TOY, seed=0, device="cpu")
+    before = {name: value.clone() for name, value in trainer.network.state_dict().items()}
+    image, labels = trainer.sampler.sample()
+    monkeypatch.setattr(trainer.sampler, "sample", lambda: (torch.full_like(image, torch.nan), labels))
+    trainer.train_step(1e-3)
+    assert all(torch.equal(before[name], value) for name, value in trainer.network.state_dict().items())
+    trainer.skipped = MAX_SKIPPED - 1
+    with pytest.raises(TumorChainError, match="no finite gradient"):
+        trainer.train_step(1e-3)

@@ -1,4 +1,4 @@
-"""Both stages of the curriculum on a handful of phantoms: losses fall, what is saved is resumed, rounds are as in inference."""
+"""Both stages of the curriculum on a few phantoms: losses fall, what is saved is resumed, rounds are as in use."""
 
 from __future__ import annotations
 
@@ -107,7 +107,7 @@ def test_the_joint_loss_of_eq_8_falls_and_reaches_llm_projector_and_cls(cases: l
     for _ in range(8):
         loss, text = joint_loss(LLMStageConfig(), llm, tower, batch)
         optimizer.zero_grad()
-        loss.backward()
+        loss.backward()  # type: ignore[no-untyped-call]
         assert all(
             any(p.grad is not None and p.grad.abs().sum() > 0 for p in m.parameters()) for m in modules
         )

@@ -49,7 +49,7 @@ def save_nifti(array: NDArray[np.generic], affine: NDArray[np.float64], path: Pa
     image = nib.Nifti1Image(array, affine)  # type: ignore[no-untyped-call]
     image.set_sform(affine, 2)  # type: ignore[no-untyped-call]
     image.set_qform(affine, 2)  # type: ignore[no-untyped-call]
-    image.header.set_xyzt_units("mm")
+    image.header.set_xyzt_units("mm")  # type: ignore[no-untyped-call]
     temporary = path.with_name(path.name + ".tmp")
     with temporary.open("wb") as raw, gzip.GzipFile("", "wb", 4, raw, mtime=0) as packed:
         packed.write(image.to_bytes())

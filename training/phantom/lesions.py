@@ -8,7 +8,16 @@ import numpy as np
 from numpy.typing import NDArray
 
 from tumorchain_agent.training.phantom.anatomy import ORGAN_IDS, Anatomy, Painted, Tissue
-from tumorchain_agent.training.phantom.shapes import Array, Ellipsoid, Grid, Tube, random_rotation
+from tumorchain_agent.training.phantom.shapes import (
+    Array,
+    Ellipsoid,
+    Grid,
+    Rotation,
+    Triple,
+    Tube,
+    random_rotation,
+    triple,
+)
 
 SHAPES = ("round", "lobulated", "irregular")
 BOUNDARIES = ("well-defined", "ill-defined")
@@ -38,9 +47,9 @@ class Lesion:
     """``tumor``, ``metastasis``, ``node`` or ``cyst``."""
     organ: str
     substructure: str
-    centre_mm: tuple[float, float, float]
-    radii_mm: tuple[float, float, float]
-    rotation: tuple[tuple[float, float, float], ...]
+    centre_mm: Triple
+    radii_mm: Triple
+    rotation: Rotation
     shape: str
     boundary: str
     density: str
@@ -48,7 +57,7 @@ class Lesion:
     """Difference to the host tissue (solid organs), or the enhancement offset (wall tumours)."""
     reach_mm: float = 0.0
     """Wall tumours: how far it grows beyond the outer wall."""
-    phase: tuple[float, float, float] = (0.0, 0.0, 0.0)
+    phase: Triple = (0.0, 0.0, 0.0)
     """Offsets of the surface waves that make it lobulated or irregular."""
 
     @property
@@ -97,17 +106,18 @@ def _place_liver(rng: np.random.Generator, anatomy: Anatomy, lobe: str) -> Array
     direction *= rng.uniform(0.1, 0.8) ** (1 / 2) / np.linalg.norm(direction)
     local = direction * np.asarray(blob.radii)
     turned = local if blob.rotation is None else np.asarray(blob.rotation) @ local
-    return (np.asarray(blob.centre) + turned).astype(np.float32)
+    centre: Array = (np.asarray(blob.centre) + turned).astype(np.float32)
+    return centre
 
 
-def _frame_rotation(normal: Array, tangent: Array) -> tuple[tuple[float, float, float], ...]:
+def _frame_rotation(normal: Array, tangent: Array) -> Rotation:
     matrix = np.stack([normal, tangent, np.cross(normal, tangent)], axis=1)
-    return tuple(tuple(float(v) for v in row) for row in matrix)  # type: ignore[return-value]
+    return tuple(triple(row) for row in matrix)
 
 
 def _wall_geometry(
     rng: np.random.Generator, tube: Tube, t: float, size: float, reach: float
-) -> tuple[Array, tuple[float, float, float], tuple[tuple[float, float, float], ...]]:
+) -> tuple[Array, Triple, Rotation]:
     """A plaque on the wall: centre (canonical), radii and rotation; it reaches ``reach`` mm beyond the wall."""
     centre, radius, tangent = _tube_frame(tube, t)
     normal = _perpendicular(rng, tangent)
@@ -127,11 +137,11 @@ def sample_tumor(
     reach, turned = 0.0, random_rotation(rng, 40)
     if organ == "liver":
         canonical = _place_liver(rng, anatomy, name)
-        radii = tuple(size / 2 * np.array([1.0, rng.uniform(0.75, 1.0), rng.uniform(0.75, 1.0)]))
+        radii = triple(size / 2 * np.array([1.0, rng.uniform(0.75, 1.0), rng.uniform(0.75, 1.0)]))
     elif organ == "pancreas":
         centre, radius, tangent = _tube_frame(anatomy.tubes[organ], float(rng.uniform(first, last)))
         canonical = centre + _perpendicular(rng, tangent) * radius * rng.uniform(0, 0.5)
-        radii = tuple(size / 2 * np.array([1.0, rng.uniform(0.75, 1.0), rng.uniform(0.75, 1.0)]))
+        radii = triple(size / 2 * np.array([1.0, rng.uniform(0.75, 1.0), rng.uniform(0.75, 1.0)]))
     else:
         reach = float(rng.choice((0.5, rng.uniform(3, 5), rng.uniform(8, 11)), p=(0.4, 0.35, 0.25)))
         canonical, radii, turned = _wall_geometry(
@@ -143,15 +153,15 @@ def sample_tumor(
         kind=kind,
         organ=organ,
         substructure=name,
-        centre_mm=tuple(map(float, anatomy.patient(canonical[None])[0])),  # type: ignore[arg-type]
-        radii_mm=tuple(map(float, radii)),  # type: ignore[arg-type]
+        centre_mm=triple(anatomy.patient(canonical[None])[0]),
+        radii_mm=radii,
         rotation=turned,
         shape=str(rng.choice(SHAPES, p=(0.4, 0.35, 0.25))),
         boundary=str(rng.choice(BOUNDARIES, p=(0.55, 0.45))),
         density=density,
         delta_hu=float(sign * rng.uniform(25, 60)),
         reach_mm=reach,
-        phase=tuple(map(float, rng.uniform(0, 2 * np.pi, 3))),  # type: ignore[arg-type]
+        phase=triple(rng.uniform(0, 2 * np.pi, 3)),
     )
 
 
@@ -179,7 +189,7 @@ def sample_node(rng: np.random.Generator, near: Lesion) -> Lesion:
     return replace(
         near,
         kind="node",
-        centre_mm=tuple(map(float, centre)),  # type: ignore[arg-type]
+        centre_mm=triple(centre),
         radii_mm=(radius, radius * 0.85, radius * 0.85),
         rotation=random_rotation(rng, 90),
         shape="round",
@@ -197,19 +207,20 @@ def _surface(lesion: Lesion, x: Array, y: Array, z: Array) -> Array:
     waves, height = (1.9, 0.13) if lesion.shape == "lobulated" else (3.4, 0.2)
     k = waves * 2 * np.pi / (2 * max(lesion.radii_mm))
     a, b, c = lesion.phase
-    wave = (
+    wave: Array = (
         np.sin(k * x + a) * np.sin(k * y + b)
         + np.sin(k * y + c) * np.sin(k * z + a)
         + np.sin(k * z + b) * np.sin(k * x + c)
     )
-    return (height * wave).astype(np.float32)
+    scaled: Array = (height * wave).astype(np.float32)
+    return scaled
 
 
 def _allowed(lesion: Lesion, labels: NDArray[np.uint8], tissue: NDArray[np.uint8]) -> NDArray[np.bool_]:
-    fat = (labels == 0) & (tissue == Tissue.FAT)
+    fat: NDArray[np.bool_] = (labels == 0) & (tissue == Tissue.FAT)
     if lesion.kind == "node":
         return fat
-    host = labels == ORGAN_IDS[lesion.organ]
+    host: NDArray[np.bool_] = labels == ORGAN_IDS[lesion.organ]
     if lesion.kind == "cyst":
         return host
     if lesion.reach_mm >= 8 and lesion.organ not in SOLID:
@@ -220,8 +231,8 @@ def _allowed(lesion: Lesion, labels: NDArray[np.uint8], tissue: NDArray[np.uint8
 def stamp(lesion: Lesion, painted: Painted, grid: Grid) -> Stamp | None:
     """Lay a lesion onto a grid without changing it; ``None`` when its centre is outside."""
     reach = max(lesion.radii_mm) * 1.5
-    box = tuple((c - reach, c + reach) for c in lesion.centre_mm)
-    window = grid.window(box, 0.0)  # type: ignore[arg-type]
+    cx, cy, cz = lesion.centre_mm
+    window = grid.window(((cx - reach, cx + reach), (cy - reach, cy + reach), (cz - reach, cz + reach)), 0.0)
     if window is None:
         return None
     x, y, z = (grid.axis(k)[window[k]] for k in range(3))

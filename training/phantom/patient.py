@@ -9,9 +9,10 @@ import numpy as np
 from numpy.typing import NDArray
 
 from tumorchain_agent.training.phantom import lesions as L
-from tumorchain_agent.training.phantom.anatomy import ORGAN_IDS, Anatomy, Painted, sample_anatomy
+from tumorchain_agent.training.phantom.anatomy import ORGAN_IDS, Anatomy, Painted
+from tumorchain_agent.training.phantom.body import sample_anatomy
 from tumorchain_agent.training.phantom.render import Appearance, render
-from tumorchain_agent.training.phantom.shapes import Array, Grid
+from tumorchain_agent.training.phantom.shapes import Array, Grid, Triple
 
 ORGANS = ("liver", "pancreas", "stomach", "colorectum", "esophagus")
 PLANNING_MM = (4.0, 4.0, 6.0)
@@ -159,8 +160,8 @@ def _grid_over(
     z0, z1 = z_range
     low = (-reach[0], trunk.centre[1] * scale[1] - reach[1], z0 + spacing[2] / 2)
     size = (2 * reach[0], 2 * reach[1], z1 - z0)
-    shape = tuple(int(np.ceil(size[k] / spacing[k])) for k in range(3))
-    return Grid(shape, spacing, low)  # type: ignore[arg-type]
+    nx, ny, nz = (int(np.ceil(size[k] / spacing[k])) for k in range(3))
+    return Grid((nx, ny, nz), spacing, low)
 
 
 def realise(plan: Plan, grid: Grid, painted: Painted | None = None) -> Case:
@@ -250,10 +251,14 @@ def t_category(organ: str, lesion: L.Lesion, count: int, invaded: tuple[int, ...
 
 
 def generate(
-    seed: int, spacing: tuple[float, float, float] = (1.5, 1.5, 5.0), **options: float | str | None
+    seed: int,
+    spacing: Triple = (1.5, 1.5, 5.0),
+    *,
+    tumor_share: float = 0.6,
+    organ: str | None = None,
 ) -> Case:
     """A phantom patient on a scanner-like grid. Same seed, same voxels."""
-    plan = sample_plan(seed, **options)  # type: ignore[arg-type]
+    plan = sample_plan(seed, tumor_share=tumor_share, organ=organ)
     return realise(plan, body_grid(plan, spacing))
 
 

@@ -87,13 +87,12 @@ class Appearance:
             return lesion.delta_hu
         if lesion.kind == "node":
             return _NODE[phase] + lesion.delta_hu
-        if lesion.organ in SOLID:
-            hu = host_hu + lesion.delta_hu
-        else:
-            hu = _WALL_TUMOR[phase] + 0.35 * lesion.delta_hu
+        solid = lesion.organ in SOLID
+        hu = host_hu + lesion.delta_hu if solid else _WALL_TUMOR[phase] + 0.35 * lesion.delta_hu
         if lesion.density == "heterogeneous":
             necrosis = np.clip((0.62 - mark.ratio) / 0.25, 0, 1)
-            return (hu * (1 - necrosis) + 14.0 * necrosis).astype(np.float32)
+            substance: Array = (hu * (1 - necrosis) + 14.0 * necrosis).astype(np.float32)
+            return substance
         return hu
 
 

@@ -7,6 +7,7 @@ anatomies whose organs differ in place, size and outline.
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from dataclasses import dataclass
 from functools import cached_property
 
@@ -14,7 +15,16 @@ import numpy as np
 from numpy.typing import NDArray
 
 Array = NDArray[np.float32]
+Triple = tuple[float, float, float]
+Rotation = tuple[Triple, ...]
+"""The rows of a 3 × 3 matrix."""
 Box = tuple[tuple[float, float], tuple[float, float], tuple[float, float]]
+
+
+def triple(values: Iterable[float]) -> Triple:
+    """Three numbers as Python floats."""
+    x, y, z = (float(value) for value in values)
+    return x, y, z
 
 
 @dataclass(frozen=True)
@@ -22,8 +32,8 @@ class Grid:
     """An axis-aligned RAS+ voxel grid; ``origin`` is the centre of voxel (0, 0, 0), all in mm."""
 
     shape: tuple[int, int, int]
-    spacing: tuple[float, float, float]
-    origin: tuple[float, float, float]
+    spacing: Triple
+    origin: Triple
 
     @property
     def affine(self) -> NDArray[np.float64]:
@@ -67,7 +77,7 @@ class SmoothField:
 
     control: Array
     """[nx, ny, nz] control values."""
-    start: tuple[float, float, float]
+    start: Triple
     step: float
 
     @classmethod
@@ -76,7 +86,7 @@ class SmoothField:
         counts = np.ceil((high - low) / step).astype(int) + 4
         control = (amplitude * rng.standard_normal(tuple(counts))).astype(np.float32)
         begin = low - 1.5 * step
-        return cls(control, (float(begin[0]), float(begin[1]), float(begin[2])), step)
+        return cls(control, triple(begin), step)
 
     def _weights(self, positions: Array, k: int) -> Array:
         return _spline_weights(positions, self.control.shape[k], self.start[k], self.step)
@@ -92,16 +102,17 @@ class SmoothField:
         """[n] values at points [n, 3] in mm."""
         wx, wy, wz = (self._weights(points[:, k].astype(np.float32), k) for k in range(3))
         first = np.einsum("abc,na->nbc", self.control, wx)
-        return np.einsum("nc,nc->n", np.einsum("nbc,nb->nc", first, wy), wz).astype(np.float32)
+        values: Array = np.einsum("nc,nc->n", np.einsum("nbc,nb->nc", first, wy), wz).astype(np.float32)
+        return values
 
 
 @dataclass(frozen=True)
 class Ellipsoid:
     """Semi-axes ``radii`` in mm along the columns of ``rotation``; ``power`` 2 is an ellipsoid, more is boxier."""
 
-    centre: tuple[float, float, float]
-    radii: tuple[float, float, float]
-    rotation: tuple[tuple[float, float, float], ...] | None = None
+    centre: Triple
+    radii: Triple
+    rotation: Rotation | None = None
     power: float = 2.0
 
     @cached_property
@@ -116,10 +127,13 @@ class Ellipsoid:
             m = np.asarray(self.rotation, dtype=np.float32)
             dx, dy, dz = (m[0, k] * dx + m[1, k] * dy + m[2, k] * dz for k in range(3))
         dx, dy, dz = dx / self.radii[0], dy / self.radii[1], dz / self.radii[2]
+        ratio: Array
         if self.power == 2.0:
-            return np.sqrt(dx * dx + dy * dy + dz * dz)
-        p = self.power
-        return (np.abs(dx) ** p + np.abs(dy) ** p + np.abs(dz) ** p) ** (1.0 / p)
+            ratio = np.sqrt(dx * dx + dy * dy + dz * dz)
+        else:
+            p = self.power
+            ratio = (np.abs(dx) ** p + np.abs(dy) ** p + np.abs(dz) ** p) ** (1.0 / p)
+        return ratio
 
 
 @dataclass(frozen=True)
@@ -146,12 +160,14 @@ class Tube:
         a, b, c, d = ext[i], ext[i + 1], ext[i + 2], ext[i + 3]
         out = 0.5 * (2 * b + (c - a) * f + (2 * a - 5 * b + 4 * c - d) * f**2 + (3 * (b - c) + d - a) * f**3)
         out[:, 3] = np.maximum(out[:, 3], 1.0)
-        return out.astype(np.float32)
+        line: Array = out.astype(np.float32)
+        return line
 
     def segment_box(self, k: int) -> Box:
         (a, b), r = self.path[k : k + 2], float(self.path[k : k + 2, 3].max())
         low, high = np.minimum(a, b), np.maximum(a, b)
-        return tuple((float(low[i]) - r, float(high[i]) + r) for i in range(3))  # type: ignore[return-value]
+        x, y, z = ((float(low[i]) - r, float(high[i]) + r) for i in range(3))
+        return x, y, z
 
     def segment_ratio(self, k: int, x: Array, y: Array, z: Array) -> tuple[Array, Array]:
         """Distance over radius to segment ``k``, and the path parameter of the nearest point."""
@@ -178,10 +194,10 @@ class Tube:
         return best, where
 
 
-def random_rotation(rng: np.random.Generator, max_degrees: float) -> tuple[tuple[float, float, float], ...]:
+def random_rotation(rng: np.random.Generator, max_degrees: float) -> Rotation:
     """A rotation matrix by three small random angles."""
     a, b, c = np.radians(rng.uniform(-max_degrees, max_degrees, 3))
     rx = np.array([[1, 0, 0], [0, np.cos(a), -np.sin(a)], [0, np.sin(a), np.cos(a)]])
     ry = np.array([[np.cos(b), 0, np.sin(b)], [0, 1, 0], [-np.sin(b), 0, np.cos(b)]])
     rz = np.array([[np.cos(c), -np.sin(c), 0], [np.sin(c), np.cos(c), 0], [0, 0, 1]])
-    return tuple(tuple(float(v) for v in row) for row in rz @ ry @ rx)  # type: ignore[return-value]
+    return tuple(triple(row) for row in rz @ ry @ rx)

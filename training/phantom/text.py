@@ -209,7 +209,8 @@ def compose(rng: np.random.Generator, truth: Truth, subtask: str, suspicion: dic
     ]
     if subtask in ("metastasis", "report") and "liver" in suspicion and "liver" not in first:
         first.append("liver")
-    rounds, texts, seen = [()], [look_closer(first)], list(first)
+    rounds: list[tuple[str, ...]] = [()]
+    texts, seen = [look_closer(first)], list(first)
     if truth.organ is not None and truth.organ not in seen and truth.organ in suspicion:
         rounds.append(tuple(first))
         texts.append(look_closer([truth.organ]))

@@ -11,6 +11,7 @@ from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass, replace
 from functools import lru_cache
 from pathlib import Path
+from typing import TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
@@ -29,9 +30,10 @@ from tumorchain_agent.training.phantom.patient import (
     sample_plan,
 )
 from tumorchain_agent.training.phantom.render import Appearance
-from tumorchain_agent.training.phantom.shapes import Array, Grid
+from tumorchain_agent.training.phantom.shapes import Array, Grid, triple
 
 SLICES, PIXELS = 32, 128
+Scalar = TypeVar("Scalar", bound=np.generic)
 
 
 def model_grid(plan: Plan, rng: np.random.Generator | None = None) -> Grid:
@@ -56,17 +58,18 @@ def model_grid(plan: Plan, rng: np.random.Generator | None = None) -> Grid:
         centre[1] - side / 2 + pixel / 2,
         (z0 + z1) / 2 - step * (SLICES - 1) / 2,
     )
-    return Grid((PIXELS, PIXELS, SLICES), (pixel, pixel, float(step)), tuple(map(float, origin)))  # type: ignore[arg-type]
+    return Grid((PIXELS, PIXELS, SLICES), (pixel, pixel, float(step)), triple(origin))
 
 
-def to_model_axes(array: NDArray[np.generic]) -> NDArray[np.generic]:
+def to_model_axes(array: NDArray[Scalar]) -> NDArray[Scalar]:
     """[x, y, z] RAS+ → [d, h, w] (inferior→superior, anterior→posterior, right→left)."""
     return np.ascontiguousarray(array[::-1, ::-1, :].transpose(2, 1, 0))
 
 
 def windowed(hu: Array, window: float = 400.0, level: float = 40.0) -> Array:
     """Soft-tissue window to [0, 1]."""
-    return np.clip((hu - (level - window / 2)) / window, 0, 1).astype(np.float32)
+    unit: Array = np.clip((hu - (level - window / 2)) / window, 0, 1).astype(np.float32)
+    return unit
 
 
 @dataclass(frozen=True)
@@ -85,8 +88,8 @@ class Pool:
         return cls(np.load(folder / "seeds.npy"), np.load(folder / "grids.npy"), *arrays)
 
     def grid(self, i: int) -> Grid:
-        values = [float(v) for v in self.grids[i]]
-        return Grid((PIXELS, PIXELS, SLICES), tuple(values[:3]), tuple(values[3:]))  # type: ignore[arg-type]
+        values = self.grids[i]
+        return Grid((PIXELS, PIXELS, SLICES), triple(values[:3]), triple(values[3:]))
 
     def draw(self, rng: np.random.Generator, *, diseases: tuple[float, ...] = (0.25, 0.4, 0.25, 0.1)) -> Case:
         """A new patient with a pooled anatomy; ``diseases`` are the odds of 0, 1, 2 … primary tumours."""
@@ -149,4 +152,5 @@ def cell_shares(labels: NDArray[np.uint8], count: int, grid: tuple[int, int, int
 
 def merged_labels(case: Case) -> NDArray[np.uint8]:
     """[d, h, w] Table 10 ids."""
-    return MERGE[to_model_axes(case.labels)]  # type: ignore[no-any-return]
+    merged: NDArray[np.uint8] = MERGE[to_model_axes(case.labels)]
+    return merged
