@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 from tumorchain_agent.training.phantom import lesions as L
 from tumorchain_agent.training.phantom.anatomy import ORGAN_IDS, Anatomy, Painted
 from tumorchain_agent.training.phantom.body import sample_anatomy
-from tumorchain_agent.training.phantom.render import Appearance, render
+from tumorchain_agent.training.phantom.render import Appearance, Sampling, render
 from tumorchain_agent.training.phantom.shapes import Array, Grid, Triple
 
 ORGANS = ("liver", "pancreas", "stomach", "colorectum", "esophagus")
@@ -164,7 +164,9 @@ def _grid_over(
     return Grid((nx, ny, nz), spacing, low)
 
 
-def realise(plan: Plan, grid: Grid, painted: Painted | None = None) -> Case:
+def realise(
+    plan: Plan, grid: Grid, painted: Painted | None = None, sampling: Sampling | None = None
+) -> Case:
     """Lay a plan onto a grid: lesions that find too little room are left out of both image and truth."""
     painted = painted or plan.anatomy.paint(grid)
     index = np.zeros(grid.shape, np.uint8)
@@ -181,7 +183,7 @@ def realise(plan: Plan, grid: Grid, painted: Painted | None = None) -> Case:
         L.apply_labels(mark, painted)
         kept.append(mark)
         index[mark.window][(mark.ratio < 1) & (mark.alpha > 0.5)] = len(kept)
-    hu = render(painted, kept, plan.look, grid)
+    hu = render(painted, kept, plan.look, grid, sampling)
     return Case(plan, grid, hu, painted.labels, index, tuple(m.lesion for m in kept), _truth(plan, kept))
 
 

@@ -96,8 +96,30 @@ class Appearance:
         return hu
 
 
-def render(painted: Painted, marks: list[Stamp], look: Appearance, grid: Grid) -> Array:
-    """[x, y, z] float32 HU. Same patient and grid: the same values to the bit."""
+@dataclass(frozen=True)
+class Sampling:
+    """How a coarse grid was come by: a resampled scan mixes neighbours, and its noise with them.
+
+    Training draws it anew for every sample, so that the encoder doesn't learn one scanner's sharpness.
+    """
+
+    mix: tuple[float, float, float] = (0.0, 0.0, 0.0)
+    """Weight of either neighbour along x, y, z; 1/8 is a mean over a voxel's width."""
+    noise: float = 1.0
+    """Factor on the standard deviation."""
+    noise_mix: float = 0.0
+    """Weight of either neighbour in the noise, in-plane."""
+
+    @classmethod
+    def random(cls, rng: np.random.Generator) -> Sampling:
+        mix = tuple(float(v) for v in rng.uniform(0.0, 0.2, 3))
+        return cls(mix, float(rng.uniform(0.4, 1.6)), float(rng.uniform(0.0, 0.15)))  # type: ignore[arg-type]
+
+
+def render(
+    painted: Painted, marks: list[Stamp], look: Appearance, grid: Grid, sampling: Sampling | None = None
+) -> Array:
+    """[x, y, z] float32 HU. Same patient, grid and sampling: the same values to the bit."""
     table = np.asarray(look.table, np.float32)
     hu = table[painted.tissue]
     x, y, z = (grid.axis(k) for k in range(3))
@@ -109,7 +131,19 @@ def render(painted: Painted, marks: list[Stamp], look: Appearance, grid: Grid) -
         view = hu[mark.window]
         view += mark.alpha * (substance - view)
     hu = _blur(hu, grid)
-    return hu + _noise(look, grid)
+    if sampling is None:
+        return hu + _noise(look, grid)
+    noise = np.float32(sampling.noise) * _noise(look, grid)
+    return _mixed(hu, sampling.mix) + _mixed(noise, (sampling.noise_mix, sampling.noise_mix, 0.0))
+
+
+def _mixed(values: Array, weights: tuple[float, float, float]) -> Array:
+    """Each voxel with a share of its two neighbours along every axis; edges repeat."""
+    for axis, weight in enumerate(weights):
+        if weight > 0:
+            kernel = np.array([weight, 1 - 2 * weight, weight], np.float32)
+            values = ndimage.correlate1d(values, kernel, axis=axis, output=np.float32, mode="nearest")
+    return values
 
 
 def _blur(hu: Array, grid: Grid) -> Array:

@@ -196,30 +196,46 @@ def final_text(
 
 
 def compose(rng: np.random.Generator, truth: Truth, subtask: str, suspicion: dict[str, float]) -> Sample:
-    """A question and its rounds. ``suspicion`` is Cls's p(abnormal) of each organ in the scan, most telling first.
+    """A question and its rounds. ``suspicion`` is Cls's p(abnormal) of each organ in the scan.
 
-    The first round names the organs that the question asks about and those that Cls suspects; when that misses
-    the tumour's organ, another round is spent on it.
+    The first round names the organs that the question asks about and those that Cls suspects. Where that misses
+    the tumour's organ, it takes the last one's place or gets a round of its own; healthy patients get such a
+    further round as well, so that neither the list nor the number of rounds gives the verdict away.
     """
-    ranked = sorted(suspicion, key=lambda o: -suspicion[o])
     asked = str(rng.choice(ORGANS)) if subtask == "tumor_position" else None
-    first = [asked] if asked else []
-    first += [o for k, o in enumerate(ranked) if o not in first and (k == 0 or suspicion[o] > 0.3)][
-        : 3 - len(first)
-    ]
-    if subtask in ("metastasis", "report") and "liver" in suspicion and "liver" not in first:
-        first.append("liver")
-    rounds: list[tuple[str, ...]] = [()]
-    texts, seen = [look_closer(first)], list(first)
-    if truth.organ is not None and truth.organ not in seen and truth.organ in suspicion:
-        rounds.append(tuple(first))
-        texts.append(look_closer([truth.organ]))
-        first = [truth.organ]
-        seen.append(truth.organ)
-    rounds.append(tuple(first))
+    first, later = _to_examine(rng, truth, subtask, suspicion, asked)
+    rounds: list[tuple[str, ...]] = [(), tuple(first)]
+    texts = [look_closer(first)]
+    if later:
+        rounds.append(tuple(later))
+        texts.append(look_closer(later))
+    seen = [*first, *later]
     absent = tuple(o for o in seen if o not in suspicion)
     texts.append(final_text(truth, [o for o in seen if o in suspicion], subtask, asked, absent))
     return Sample(subtask, ask(rng, subtask, asked), tuple(rounds), tuple(texts), asked)
+
+
+def _to_examine(
+    rng: np.random.Generator, truth: Truth, subtask: str, suspicion: dict[str, float], asked: str | None
+) -> tuple[list[str], list[str]]:
+    """Organs of the first list, and of a further round (none or one)."""
+    ranked = sorted(suspicion, key=lambda o: -suspicion[o])
+    first = [asked] if asked else []
+    free = [o for o in ranked if o not in first]
+    chosen = [o for k, o in enumerate(free) if k == 0 or suspicion[o] > 0.3][: 3 - len(first)]
+    needed = truth.organ if truth.organ in suspicion else None
+    missed = needed is not None and needed not in first + chosen
+    if missed and chosen and rng.random() < 0.6:
+        chosen[-1] = str(needed)
+        missed = False
+    first += chosen
+    if subtask in ("metastasis", "report") and "liver" in suspicion and "liver" not in first:
+        first.append("liver")
+        missed = missed and needed != "liver"
+    rest = [o for o in ranked if o not in first]
+    if missed:
+        return first, [str(needed)]
+    return first, rest[:1] if rest and rng.random() < 0.15 else []
 
 
 def radiology_report(truth: Truth) -> str:

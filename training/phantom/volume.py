@@ -29,7 +29,7 @@ from tumorchain_agent.training.phantom.patient import (
     sample_disease,
     sample_plan,
 )
-from tumorchain_agent.training.phantom.render import Appearance
+from tumorchain_agent.training.phantom.render import Appearance, Sampling
 from tumorchain_agent.training.phantom.shapes import Array, Grid, triple
 
 SLICES, PIXELS = 32, 128
@@ -101,7 +101,7 @@ class Pool:
         for organ in organs:
             lesions += sample_disease(rng, plan.anatomy, str(organ), painted, grid)
         fresh = replace(plan, look=Appearance.sample(rng), lesions=tuple(lesions))
-        return realise(fresh, grid, painted)
+        return realise(fresh, grid, painted, Sampling.random(rng))
 
 
 def _paint(seed: int) -> tuple[tuple[float, ...], NDArray[np.uint8], NDArray[np.uint8]]:
