@@ -67,17 +67,21 @@ def run_stdio(settings: Settings) -> None:
     """Serve one client over stdin and stdout until it disconnects.
 
     Nothing but the protocol is on stdout: while serving, the SDK points file descriptor 1 at stderr and keeps
-    the client's end to itself; before that it is done here.
+    the client's end to itself; before and after that it is done here, so that nothing which a library left
+    in a buffer reaches the client when the process ends.
     """
     with _stdout_on_stderr():
         server = build_server(settings)
-    anyio.run(server.run_stdio_async)
+    try:
+        anyio.run(server.run_stdio_async)
+    finally:
+        with _stdout_on_stderr():
+            sys.stdout.flush()
 
 
 @contextmanager
 def _stdout_on_stderr() -> Iterator[None]:
-    """What is printed goes to stderr, whichever library or subprocess prints it."""
-    sys.stdout.flush()
+    """What is printed goes to stderr, whichever library or subprocess prints it, and what waits in a buffer."""
     kept = os.dup(1)
     try:
         os.dup2(2, 1)

@@ -46,6 +46,7 @@ def serving(cache: Path, model: Path, *arguments: str) -> StdioServerParameters:
         "TUMORCHAIN_DEVICE": "cpu",
         "OMP_NUM_THREADS": "1",
     }
+    environment.pop("PYTHONUNBUFFERED", None)
     return StdioServerParameters(
         command=sys.executable, args=list(arguments or ("-m", SERVE)), env=environment
     )
