@@ -168,14 +168,20 @@ def test_without_out_a_folder_of_its_own_is_made_and_named(
     assert done.stdout.rstrip().endswith(DISCLAIMER)
 
 
+def heed_ctrl_c() -> None:
+    """A test run that a shell put in the background inherits an ignored SIGINT, and so would the command."""
+    signal.signal(signal.SIGINT, signal.SIG_DFL)
+
+
 def test_ctrl_c_ends_with_130_and_leaves_nothing_half_written(place: Place) -> None:
     with subprocess.Popen(
         [*place.command, "--fresh", "--out", "cut"],
         cwd=place.folder,
-        env=place.environment | {"PYTHONUNBUFFERED": "1"},
+        env=place.environment,
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
         text=True,
+        preexec_fn=heed_ctrl_c,
     ) as process:
         assert process.stdout is not None
         assert "torso.nii.gz" in process.stdout.readline()
