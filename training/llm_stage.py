@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import logging
-import math
 import time
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -30,6 +29,8 @@ from tumorchain_agent.model.vision import VisionTower
 from tumorchain_agent.model.wording import absent_text, attention_text
 from tumorchain_agent.training.atomic import save_torch
 from tumorchain_agent.training.cases import TokenCase
+from tumorchain_agent.training.optimizer import MuonAdamW, split, trapezoid
+from tumorchain_agent.training.packing import Block, packed_hidden
 from tumorchain_agent.training.phantom.text import Sample, compose
 from tumorchain_agent.training.vision_stage import cls_loss
 
@@ -45,18 +46,23 @@ SUBTASK_ODDS = {
 
 
 class LLMStageConfig(BaseModel):
-    """``minutes`` of wall time; the learning rate follows a cosine over them."""
+    """``minutes`` of wall time; the learning rate rises, stays, and falls over them."""
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
     minutes: float = 25.0
-    batch: int = 32
-    lr: float = 2e-3
+    patients: int = 6
+    """Patients a step, each with ``questions`` questions that share its tokens of the whole scan."""
+    questions: int = 4
+    lr: float = 4e-3
+    """Of Muon, for the matrices of LLM and projector; ``adam_lr`` for embeddings, norms and Cls."""
+    adam_lr: float = 2e-3
     weight_decay: float = 0.05
     warmup: float = 0.03
+    decay: float = 0.6
+    """Last share of the run, over which the rate falls linearly to 0."""
     alpha: float = 1.0
     """Weight of Cls's cross-entropy in eq. 8."""
-    feature_dropout: float = 0.0
     seed: int = 0
     save_every_s: float = 120.0
 
@@ -112,52 +118,73 @@ def encode(case: TokenCase, sample: Sample, tokenizer: PreTrainedTokenizerFast) 
     return Encoded(torch.tensor(ids), labels(pieces, tokenizer), tuple(evidence), means, abnormal)
 
 
+Group = list[Encoded]
+"""Questions about one patient: their first ``trunk`` positions are the same."""
+
+
 def sample_stream(
-    cases: list[TokenCase], tokenizer: PreTrainedTokenizerFast, seed: int, batch: int
-) -> Iterator[list[Encoded]]:
-    """Endless batches of similar length; questions and wordings are drawn anew for every visit."""
+    cases: list[TokenCase], tokenizer: PreTrainedTokenizerFast, seed: int, patients: int, questions: int
+) -> Iterator[list[Group]]:
+    """Endless batches of ``patients`` groups; questions and wordings are drawn anew for every visit."""
     rng = np.random.default_rng([11, seed])
     names = list(SUBTASK_ODDS)
     odds = np.array(list(SUBTASK_ODDS.values()))
     while True:
-        group = []
-        for i in rng.integers(len(cases), size=8 * batch):
-            case = cases[int(i)]
-            subtask = str(rng.choice(names, p=odds / odds.sum()))
-            group.append(encode(case, compose(rng, case.truth, subtask, case.suspicion), tokenizer))
-        group.sort(key=lambda e: len(e.ids))
-        for k in rng.permutation(8):
-            yield group[k * batch : (k + 1) * batch]
+        order = rng.permutation(len(cases))
+        for chosen in order[: len(cases) // patients * patients].reshape(-1, patients):
+            groups = []
+            for i in chosen:
+                case = cases[int(i)]
+                subtasks = rng.choice(names, size=questions, p=odds / odds.sum())
+                samples = [compose(rng, case.truth, str(s), case.suspicion) for s in subtasks]
+                groups.append([encode(case, sample, tokenizer) for sample in samples])
+            yield groups
 
 
-def text_loss(llm: Qwen2ForCausalLM, tower: VisionTower, batch: list[Encoded]) -> Tensor:
+@dataclass(frozen=True)
+class Row:
+    """Groups laid end to end: what ``packing`` needs, and what the loss is taken on."""
+
+    ids: Tensor
+    labels: Tensor
+    blocks: list[Block]
+    evidence: list[tuple[int, Tensor]]
+
+    @classmethod
+    def of(cls, groups: list[Group]) -> Row:
+        ids: list[Tensor] = []
+        labels: list[Tensor] = []
+        blocks: list[Block] = []
+        evidence: list[tuple[int, Tensor]] = []
+        length = 0
+        for group in groups:
+            trunk, number = _common(group), len(blocks)
+            for item, first, last in [(group[0], 0, trunk), *((i, trunk, len(i.ids)) for i in group)]:
+                blocks.append(Block(last - first, number if first else None))
+                ids.append(item.ids[first:last])
+                labels.append(item.labels[first:last])
+                evidence += [(length + at - first, t) for at, t in item.evidence if first <= at < last]
+                length += last - first
+        return cls(torch.cat(ids), torch.cat(labels), blocks, evidence)
+
+
+def _common(group: Group) -> int:
+    """How many first positions all samples of a group share: up to the end of τ_g, the first evidence."""
+    at, tokens = group[0].evidence[0]
+    return at + len(tokens)
+
+
+def text_loss(llm: Qwen2ForCausalLM, tower: VisionTower, groups: list[Group]) -> Tensor:
     """First term of eq. 8: cross-entropy of the assistants' tokens, mean over tokens."""
-    length = max(len(e.ids) for e in batch)
-    table = llm.get_input_embeddings()
-    ids = torch.zeros(len(batch), length, dtype=torch.long)
-    target = torch.full((len(batch), length), IGNORED_LABEL)
-    mask = torch.zeros(len(batch), length, dtype=torch.long)
-    for row, item in enumerate(batch):
-        n = len(item.ids)
-        ids[row, :n], target[row, :n], mask[row, :n] = item.ids, item.labels, 1
-    embeds = table(ids)
-    tokens = torch.cat([t.float() for item in batch for _, t in item.evidence])
-    projected = tower.project(tokens).to(embeds.dtype)
-    rows, columns = _positions(batch)
-    embeds = embeds.index_put((rows, columns), projected)
-    hidden = llm.model(inputs_embeds=embeds, attention_mask=mask, use_cache=False).last_hidden_state[:, :-1]
-    wanted = target[:, 1:]
+    row = Row.of(groups)
+    embeds = llm.get_input_embeddings()(row.ids)
+    projected = tower.project(torch.cat([t.float() for _, t in row.evidence])).to(embeds.dtype)
+    places = torch.cat([torch.arange(at, at + len(t)) for at, t in row.evidence])
+    embeds = embeds.index_put((places,), projected)
+    hidden = packed_hidden(llm, embeds[None], row.blocks)[0, :-1]
+    wanted = row.labels[1:]
     here = wanted != IGNORED_LABEL
     return F.cross_entropy(llm.lm_head(hidden[here]).float(), wanted[here])
-
-
-def _positions(batch: list[Encoded]) -> tuple[Tensor, Tensor]:
-    rows, columns = [], []
-    for row, item in enumerate(batch):
-        for start, tokens in item.evidence:
-            rows.append(torch.full((len(tokens),), row))
-            columns.append(torch.arange(start, start + len(tokens)))
-    return torch.cat(rows), torch.cat(columns)
 
 
 def train_llm(
@@ -172,22 +199,18 @@ def train_llm(
     """Train LLM, projector and Cls in place; the encoder's tokens are cached in ``cases``. Saves ``out/llm.pt``."""
     torch.manual_seed(config.seed)
     out.mkdir(parents=True, exist_ok=True)
-    parameters = [*llm.parameters(), *tower.projector.parameters(), *tower.cls.parameters()]
-    optimizer = torch.optim.AdamW(
-        parameters, lr=config.lr, betas=(0.9, 0.98), weight_decay=config.weight_decay
-    )
+    optimizer = _optimizer(config, llm, tower)
     start = saved = time.monotonic()
     running = 0.0
-    for step, batch in enumerate(sample_stream(cases, tokenizer, config.seed, config.batch), 1):
+    for step, batch in enumerate(
+        sample_stream(cases, tokenizer, config.seed, config.patients, config.questions), 1
+    ):
         progress = min((time.monotonic() - start) / (config.minutes * 60), 1.0)
-        for group in optimizer.param_groups:
-            group["lr"] = config.lr * min(
-                progress / config.warmup + 0.02, 0.5 * (1 + math.cos(math.pi * progress)) + 1e-3
-            )
+        optimizer.set_rate(trapezoid(progress, config.warmup, config.decay))
         loss, text = joint_loss(config, llm, tower, batch)
-        optimizer.zero_grad(set_to_none=True)
+        optimizer.zero_grad()
         loss.backward()  # type: ignore[no-untyped-call]
-        nn.utils.clip_grad_norm_(parameters, 1.0)
+        nn.utils.clip_grad_norm_(optimizer.parameters, 1.0)
         optimizer.step()
         running = 0.97 * (running or text) + 0.03 * text
         now = time.monotonic()
@@ -201,16 +224,26 @@ def train_llm(
             return
 
 
+def _optimizer(config: LLMStageConfig, llm: Qwen2ForCausalLM, tower: VisionTower) -> MuonAdamW:
+    matrices, rest = split([*llm.named_parameters(), *tower.projector.named_parameters()], adam=("embed",))
+    return MuonAdamW(
+        matrices,
+        [*rest, *tower.cls.named_parameters()],
+        lr=config.lr,
+        adam_lr=config.adam_lr,
+        weight_decay=config.weight_decay,
+    )
+
+
 def joint_loss(
-    config: LLMStageConfig, llm: Qwen2ForCausalLM, tower: VisionTower, batch: list[Encoded]
+    config: LLMStageConfig, llm: Qwen2ForCausalLM, tower: VisionTower, groups: list[Group]
 ) -> tuple[Tensor, float]:
     """L_total of eq. 8 and its text part as a number."""
     with torch.autocast("cpu", torch.bfloat16):
-        text = text_loss(llm, tower, batch)
-    means = torch.cat([e.means for e in batch])
-    loss = text + config.alpha * cls_loss(
-        tower.classify(means)[None], torch.cat([e.abnormal for e in batch])[None]
-    )
+        text = text_loss(llm, tower, groups)
+    means = torch.cat([group[0].means for group in groups])
+    abnormal = torch.cat([group[0].abnormal for group in groups])
+    loss = text + config.alpha * cls_loss(tower.classify(means)[None], abnormal[None])
     return loss, text.item()
 
 
@@ -224,7 +257,7 @@ def held_out_loss(
 ) -> float:
     """Text loss on patients that weren't trained on."""
     llm.train(False)
-    stream = sample_stream(cases, tokenizer, 10_000, config.batch)
+    stream = sample_stream(cases, tokenizer, 10_000, config.patients, config.questions)
     values = [joint_loss(config, llm, tower, next(stream))[1] for _ in range(4)]
     llm.train()
     return float(np.mean(values))

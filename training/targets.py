@@ -97,19 +97,38 @@ def case_targets(case: Case) -> dict[str, torch.Tensor]:
 
 
 class PhantomStream(IterableDataset[dict[str, torch.Tensor]]):
-    """An endless stream of fresh patients over pooled anatomies; seeded per worker and start step."""
+    """An endless stream of patients over pooled anatomies; seeded per worker and start step.
+
+    With ``replay`` > 1 each patient is rendered once and shown about ``replay`` times, spread over a memory of
+    ``MEMORY`` patients.
+    """
+
+    MEMORY = 400
 
     def __init__(
-        self, pool: Pool, seed: int, start: int = 0, diseases: tuple[float, ...] = (0.25, 0.4, 0.25, 0.1)
+        self,
+        pool: Pool,
+        seed: int,
+        start: int = 0,
+        diseases: tuple[float, ...] = (0.25, 0.4, 0.25, 0.1),
+        replay: int = 1,
     ) -> None:
-        self.pool, self.seed, self.start, self.diseases = pool, seed, start, diseases
+        self.pool, self.seed, self.start, self.diseases, self.replay = pool, seed, start, diseases, replay
 
     def __iter__(self) -> Iterator[dict[str, torch.Tensor]]:
         info = get_worker_info()
         worker = info.id if info else 0
         rng = np.random.default_rng([self.seed, worker, self.start])
+        memory: list[dict[str, torch.Tensor]] = []
         while True:
-            yield case_targets(self.pool.draw(rng, diseases=self.diseases))
+            fresh = case_targets(self.pool.draw(rng, diseases=self.diseases))
+            yield fresh
+            if self.replay > 1:
+                yield from (memory[int(rng.integers(len(memory)))] for _ in range(self.replay - 1) if memory)
+                if len(memory) < self.MEMORY:
+                    memory.append(fresh)
+                else:
+                    memory[int(rng.integers(self.MEMORY))] = fresh
 
 
 def stack(samples: list[dict[str, torch.Tensor]]) -> dict[str, torch.Tensor]:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import logging
-import math
 import time
 from collections.abc import Iterable
 from pathlib import Path
@@ -19,6 +18,7 @@ from torch.utils.data import DataLoader
 
 from tumorchain_agent.model.nano_encoder import NanoEncoderConfig
 from tumorchain_agent.training.atomic import save_torch
+from tumorchain_agent.training.optimizer import MuonAdamW, split, trapezoid
 from tumorchain_agent.training.phantom.volume import Pool
 from tumorchain_agent.training.targets import ATTRIBUTES, CLS_ORGANS, PhantomStream, auc, stack
 
@@ -28,16 +28,22 @@ Batch = dict[str, Tensor]
 
 
 class VisionStageConfig(BaseModel):
-    """``minutes`` of wall time; the learning rate follows a cosine over them."""
+    """``minutes`` of wall time; the learning rate rises, stays, and falls over them."""
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
     encoder: NanoEncoderConfig = NanoEncoderConfig()
     minutes: float = 50.0
     batch: int = 12
-    lr: float = 2e-3
+    lr: float = 6e-3
+    """Of Muon, for the encoder's convolutions and matrices; ``adam_lr`` for everything else."""
+    adam_lr: float = 2e-3
     weight_decay: float = 0.05
     warmup: float = 0.03
+    decay: float = 0.6
+    """Last share of the run, over which the rate falls linearly to 0."""
+    replay: int = 3
+    """How often a rendered patient is shown: rendering costs a third of a step."""
     alpha: float = 1.0
     """Weight of Cls's cross-entropy (eq. 8)."""
     dense: float = 1.0
@@ -106,7 +112,7 @@ def train_vision(config: VisionStageConfig, pool: Pool, validation: list[Batch],
     """Train and keep ``out/vision.pt`` up to date; resumes from it when it is there."""
     out.mkdir(parents=True, exist_ok=True)
     training = _Training(config, out / "vision.pt")
-    stream = PhantomStream(pool, config.seed, int(training.state["step"]), config.diseases)
+    stream = PhantomStream(pool, config.seed, int(training.state["step"]), config.diseases, config.replay)
     loader = DataLoader(
         stream,
         config.batch,
@@ -125,13 +131,15 @@ class _Training:
         self.config, self.checkpoint = config, checkpoint
         torch.manual_seed(config.seed)
         self.model: VisionModel = VisionModel(config.encoder).to(memory_format=torch.channels_last_3d)  # type: ignore[call-overload]
-        decay = [p for p in self.model.parameters() if p.ndim > 1]
-        plain = [p for p in self.model.parameters() if p.ndim <= 1]
-        groups = [
-            {"params": decay, "weight_decay": config.weight_decay},
-            {"params": plain, "weight_decay": 0.0},
-        ]
-        self.optimizer = torch.optim.AdamW(groups, lr=config.lr, betas=(0.9, 0.98))
+        matrices, rest = split(self.model.encoder.named_parameters(), adam=("place",))
+        heads = [(n, p) for n, p in self.model.named_parameters() if not n.startswith("encoder.")]
+        self.optimizer = MuonAdamW(
+            matrices,
+            [*rest, *heads],
+            lr=config.lr,
+            adam_lr=config.adam_lr,
+            weight_decay=config.weight_decay,
+        )
         self.state: dict[str, float] = {"step": 0, "elapsed": 0.0}
         """Steps taken, and seconds that they took in all runs."""
         self.losses: dict[str, float] = {}
@@ -165,16 +173,14 @@ class _Training:
     def step(self, batch: Batch, progress: float) -> None:
         """One update; ``progress`` in 0..1 decides the learning rate."""
         config, model = self.config, self.model
-        rate = min(progress / config.warmup, 0.5 * (1 + math.cos(math.pi * progress)) + 1e-3)
-        for group in self.optimizer.param_groups:
-            group["lr"] = config.lr * rate
+        self.optimizer.set_rate(trapezoid(progress, config.warmup, config.decay))
         with torch.autocast("cpu", torch.bfloat16):
             fine, tokens = model.encoder.features(batch["volume"])
         fine, tokens = fine.float(), tokens.float()
         cls = cls_loss(model.classify(tokens, batch["coverage"]), batch["abnormal"])
         dense = dense_loss(model, fine, tokens, batch)
         loss = config.alpha * cls + config.dense * dense
-        self.optimizer.zero_grad(set_to_none=True)
+        self.optimizer.zero_grad()
         loss.backward()  # type: ignore[no-untyped-call]
         nn.utils.clip_grad_norm_(model.parameters(), 1.0)
         self.optimizer.step()

@@ -74,6 +74,13 @@ def test_the_area_under_the_curve_counts_ties_as_half() -> None:
     assert auc(np.array([0.1, 0.4, 0.4, 0.9]), np.array([False, False, True, True])) == pytest.approx(0.875)
 
 
+def test_a_replayed_patient_is_rendered_once_and_shown_again(pool: Pool) -> None:
+    stream = iter(PhantomStream(pool, 3, replay=3))
+    shown = [next(stream)["volume"] for _ in range(10)]
+    different = {float(volume.sum()) for volume in shown}
+    assert len(different) == 4
+
+
 @pytest.mark.slow
 def test_the_vision_stage_saves_and_resumes(pool: Pool, tmp_path: Path) -> None:
     stream = iter(PhantomStream(pool, 9))
@@ -102,7 +109,7 @@ def test_the_joint_loss_of_eq_8_falls_and_reaches_llm_projector_and_cls(cases: l
     tower = VisionConfig(encoder=SMALL, hidden_size=32).build()
     modules = [llm, tower.projector, tower.cls]
     optimizer = torch.optim.AdamW([p for m in modules for p in m.parameters()], lr=1e-2)
-    batch = next(sample_stream(cases, tokenizer, 0, 4))
+    batch = next(sample_stream(cases, tokenizer, 0, patients=2, questions=2))
     losses = []
     for _ in range(8):
         loss, text = joint_loss(LLMStageConfig(), llm, tower, batch)

@@ -164,9 +164,7 @@ def _grid_over(
     return Grid((nx, ny, nz), spacing, low)
 
 
-def realise(
-    plan: Plan, grid: Grid, painted: Painted | None = None, sampling: Sampling | None = None
-) -> Case:
+def realise(plan: Plan, grid: Grid, painted: Painted | None = None, sampling: Sampling | None = None) -> Case:
     """Lay a plan onto a grid: lesions that find too little room are left out of both image and truth."""
     painted = painted or plan.anatomy.paint(grid)
     index = np.zeros(grid.shape, np.uint8)
