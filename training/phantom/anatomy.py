@@ -14,12 +14,13 @@ from numpy.typing import NDArray
 
 from tumorchain_agent.training.phantom.shapes import (
     Array,
-    Box,
     Ellipsoid,
     Grid,
     SmoothField,
     Triple,
     Tube,
+    Window,
+    at_points,
 )
 
 
@@ -91,7 +92,7 @@ class Anatomy:
 
     def canonical(self, points: Array) -> Array:
         """[n, 3] patient mm → canonical mm."""
-        moved = np.stack([f.at(points) for f in self.displacement], axis=1)
+        moved = at_points(self.displacement, points)
         return (points / np.asarray(self.scale, np.float32) + moved).astype(np.float32)
 
     def patient(self, points: Array) -> Array:
@@ -99,7 +100,7 @@ class Anatomy:
         scale = np.asarray(self.scale, np.float32)
         guess = points * scale
         for _ in range(4):
-            moved = np.stack([f.at(guess) for f in self.displacement], axis=1)
+            moved = at_points(self.displacement, guess)
             guess = ((points - moved) * scale).astype(np.float32)
         return guess
 
@@ -115,19 +116,29 @@ class Painted:
     tissue: NDArray[np.uint8]
 
 
+Spots = tuple[NDArray[np.intp], NDArray[np.intp], NDArray[np.intp]]
+"""Indices of voxels along x, y and z, as ``np.nonzero`` gives them."""
+_MOST_ROUGH = 0.12
+"""Largest share of a radius that one unit of roughness adds to a surface."""
+
+
 class _Painter:
+    """Lays parts onto a grid. Each is evaluated only where the patient's own displacement can bring it."""
+
     def __init__(self, anatomy: Anatomy, grid: Grid) -> None:
         self.a, self.grid = anatomy, grid
         x, y, z = (grid.axis(k) for k in range(3))
         u = [f.on_axes(x, y, z) for f in anatomy.displacement]
         s = anatomy.scale
+        self.scale = np.asarray(s, np.float64)
+        self.moved = np.array([[v.max(), v.min()] for v in u], np.float64)
         self.x = x[:, None, None] / np.float32(s[0]) + u[0]
         self.y = y[None, :, None] / np.float32(s[1]) + u[1]
         self.z = z[None, None, :] / np.float32(s[2]) + u[2]
         self.rough = anatomy.roughness.on_axes(x, y, z)
+        self.roughest = float(np.abs(self.rough).max())
         self.labels = np.zeros(grid.shape, np.uint8)
         self.tissue = np.zeros(grid.shape, np.uint8)
-        self.margin = 26.0
 
     def run(self) -> Painted:
         self._trunk()
@@ -161,40 +172,46 @@ class _Painter:
             self.labels[lung & side & anterior] = front
         self.tissue[lung] = Tissue.LUNG
 
-    def _fill(self, part: Part, window: tuple[slice, ...], ratio: Array, radius: Array | float) -> None:
-        labels, tissue = self.labels[window], self.tissue[window]
-        inside = (ratio < 1.0) & (tissue != Tissue.AIR)
-        if 255 not in part.over:
-            inside &= np.isin(labels, part.over)
-        labels[inside] = part.label
-        tissue[inside] = part.tissue
+    def _fill(self, part: Part, spots: Spots, ratio: Array, radius: Array | float) -> None:
+        """Paint the voxels ``spots``; ``ratio`` (below 1) and ``radius`` in mm are given for each."""
+        free = np.zeros(256, bool)
+        free[slice(None) if 255 in part.over else list(part.over)] = True
+        kept = (self.tissue[spots] != Tissue.AIR) & free[self.labels[spots]]
+        spots, ratio = _only(spots, kept), ratio[kept]
+        if isinstance(radius, np.ndarray):
+            radius = radius[kept]
+        self.labels[spots] = part.label
+        self.tissue[spots] = part.tissue
         if part.rim is not None:
-            tissue[inside & (ratio > 1.0 - 2.4 / radius)] = part.rim
+            self.tissue[_only(spots, ratio > 1.0 - 2.4 / radius)] = part.rim
         if part.wall_mm:
-            lumen = inside & (ratio < 1.0 - part.wall_mm / radius)
-            tissue[lumen] = part.lumen
-            if part.gas_share > 0:
-                height = self.y[window]
-                level = np.quantile(height[lumen], 1 - part.gas_share) if lumen.any() else np.inf
-                tissue[lumen & (height > level)] = Tissue.GAS
+            lumen = _only(spots, ratio < 1.0 - part.wall_mm / radius)
+            self.tissue[lumen] = part.lumen
+            if part.gas_share > 0 and len(lumen[0]):
+                height = self.y[lumen]
+                level = np.quantile(height, 1 - part.gas_share)
+                self.tissue[_only(lumen, height > level)] = Tissue.GAS
 
     def _ellipsoid(self, part: Part, shape: Ellipsoid) -> None:
-        window = self.grid.window(self._patient_box(shape.box), self.margin)
+        mean_radius = float(np.mean(shape.radii))
+        roughness = min(2.2 / mean_radius * 2, 0.1)
+        window = self._windows(np.array([shape.box]), max(shape.radii) * roughness * self.roughest)[0]
         if window is None:
             return
-        x, y, z = self.x[window], self.y[window], self.z[window]
-        mean_radius = float(np.mean(shape.radii))
-        ratio = shape.ratio(x, y, z) + self.rough[window] * min(2.2 / mean_radius * 2, 0.1)
-        self._fill(part, window, ratio, mean_radius)
+        ratio = shape.ratio(self.x[window], self.y[window], self.z[window]) + self.rough[window] * roughness
+        inside = np.nonzero(ratio < 1.0)
+        self._fill(part, _shifted(inside, window), ratio[inside], mean_radius)
 
     def _tube(self, part: Part, tube: Tube) -> None:
-        window = self.grid.window(self._patient_box(_around(tube)), self.margin)
+        swell = (1 + tube.haustra) * (1 + _MOST_ROUGH * self.roughest)
+        radii = np.maximum(tube.path[:-1, 3], tube.path[1:, 3]).astype(np.float64)
+        whole = np.stack([tube.boxes[:, :, 0].min(0), tube.boxes[:, :, 1].max(0)], axis=1)
+        window = self._windows(whole[None], radii.max() * (swell - 1))[0]
         if window is None:
             return
         best = np.full(self.labels[window].shape, np.inf, np.float32)
         where = np.zeros_like(best)
-        for k in range(tube.segments):
-            local = self.grid.window(self._patient_box(tube.segment_box(k)), 20.0)
+        for k, local in enumerate(self._windows(tube.boxes, radii * (swell - 1))):
             if local is None:
                 continue
             ratio, t = tube.segment_ratio(k, self.x[local], self.y[local], self.z[local])
@@ -203,19 +220,29 @@ class _Painter:
             )
             view, place = best[inside], where[inside]
             closer = ratio < view
-            view[closer], place[closer] = ratio[closer], t[closer]
-        radius = np.interp(where, np.linspace(0, 1, tube.segments + 1), tube.path[:, 3]).astype(np.float32)
-        best = best + self.rough[window] * np.minimum(1.6 / radius, 0.12)
-        self._fill(part, window, best, radius)
+            np.copyto(view, ratio, where=closer)
+            np.copyto(place, t, where=closer)
+        near = np.nonzero(best < swell)
+        spots, ratio = _shifted(near, window), best[near]
+        radius = np.interp(where[near], np.linspace(0, 1, tube.segments + 1), tube.path[:, 3])
+        radius = radius.astype(np.float32)
+        ratio = ratio + self.rough[spots] * np.minimum(1.6 / radius, _MOST_ROUGH)
+        kept = ratio < 1.0
+        self._fill(part, _only(spots, kept), ratio[kept], radius[kept])
 
-    def _patient_box(self, box: Box) -> Box:
-        s = self.a.scale
-        x, y, z = ((low * s[k], high * s[k]) for k, (low, high) in enumerate(box))
-        return x, y, z
+    def _windows(self, boxes: NDArray[np.float64], reach: NDArray[np.float64] | float) -> list[Window | None]:
+        """Voxels that canonical boxes [n, 3, 2], ``reach`` mm (of each) wider, can come to lie on."""
+        wider = np.atleast_1d(np.asarray(reach) + 0.5)[:, None]
+        wide = boxes + np.stack([-wider, wider], axis=2)
+        return self.grid.windows((wide - self.moved) * self.scale[:, None])
 
 
-def _around(tube: Tube) -> Box:
-    """The box around all segments; the window over it holds each segment's own, whose margin is smaller."""
-    boxes = np.array([tube.segment_box(k) for k in range(tube.segments)])
-    x, y, z = ((float(boxes[:, i, 0].min()), float(boxes[:, i, 1].max())) for i in range(3))
+def _only(spots: Spots, kept: NDArray[np.bool_]) -> Spots:
+    x, y, z = spots
+    return x[kept], y[kept], z[kept]
+
+
+def _shifted(spots: tuple[NDArray[np.intp], ...], window: tuple[slice, slice, slice]) -> Spots:
+    """Indices within a window as indices of the grid."""
+    x, y, z = (index + part.start for index, part in zip(spots, window, strict=True))
     return x, y, z

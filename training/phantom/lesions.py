@@ -232,7 +232,7 @@ def stamp(lesion: Lesion, painted: Painted, grid: Grid) -> Stamp | None:
     """Lay a lesion onto a grid without changing it; ``None`` when its centre is outside."""
     reach = max(lesion.radii_mm) * 1.5
     cx, cy, cz = lesion.centre_mm
-    window = grid.window(((cx - reach, cx + reach), (cy - reach, cy + reach), (cz - reach, cz + reach)), 0.0)
+    window = grid.window(((cx - reach, cx + reach), (cy - reach, cy + reach), (cz - reach, cz + reach)))
     if window is None:
         return None
     x, y, z = (grid.axis(k)[window[k]] for k in range(3))

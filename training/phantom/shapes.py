@@ -7,7 +7,7 @@ anatomies whose organs differ in place, size and outline.
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 
@@ -19,6 +19,7 @@ Triple = tuple[float, float, float]
 Rotation = tuple[Triple, ...]
 """The rows of a 3 × 3 matrix."""
 Box = tuple[tuple[float, float], tuple[float, float], tuple[float, float]]
+Window = tuple[slice, slice, slice]
 
 
 def triple(values: Iterable[float]) -> Triple:
@@ -50,17 +51,20 @@ class Grid:
         """Voxel centres along axis ``k`` in mm."""
         return (self.origin[k] + self.spacing[k] * np.arange(self.shape[k])).astype(np.float32)
 
-    def window(self, box: Box, margin: float) -> tuple[slice, slice, slice] | None:
-        """Index slices that hold ``box`` (mm) with a margin, or ``None`` when it lies outside the grid."""
-        slices = []
-        for k, (low, high) in enumerate(box):
-            first = int(np.floor((low - margin - self.origin[k]) / self.spacing[k]))
-            last = int(np.ceil((high + margin - self.origin[k]) / self.spacing[k])) + 1
-            first, last = max(first, 0), min(last, self.shape[k])
-            if first >= last:
-                return None
-            slices.append(slice(first, last))
-        return slices[0], slices[1], slices[2]
+    def window(self, box: Box) -> Window | None:
+        """Index slices that hold ``box`` (mm), or ``None`` when it lies outside the grid."""
+        return self.windows(np.array([box]))[0]
+
+    def windows(self, boxes: NDArray[np.float64]) -> list[Window | None]:
+        """``window`` of each of ``boxes`` [n, 3, 2]."""
+        places = (boxes - np.array(self.origin)[:, None]) / np.array(self.spacing)[:, None]
+        first = np.maximum(np.floor(places[:, :, 0]).astype(int), 0)
+        last = np.minimum(np.ceil(places[:, :, 1]).astype(int) + 1, self.shape)
+        empty = (first >= last).any(axis=1)
+        return [
+            None if nothing else (slice(a[0], b[0]), slice(a[1], b[1]), slice(a[2], b[2]))
+            for nothing, a, b in zip(empty, first.tolist(), last.tolist(), strict=True)
+        ]
 
 
 def _spline_weights(positions: Array, count: int, start: float, step: float) -> Array:
@@ -100,10 +104,17 @@ class SmoothField:
 
     def at(self, points: Array) -> Array:
         """[n] values at points [n, 3] in mm."""
-        wx, wy, wz = (self._weights(points[:, k].astype(np.float32), k) for k in range(3))
-        first = np.einsum("abc,na->nbc", self.control, wx)
-        values: Array = np.einsum("nc,nc->n", np.einsum("nbc,nb->nc", first, wy), wz).astype(np.float32)
-        return values
+        return at_points((self,), points)[:, 0]
+
+
+def at_points(fields: Sequence[SmoothField], points: Array) -> Array:
+    """[n, len(fields)] values of fields on one lattice, at points [n, 3] in mm."""
+    wx, wy, wz = (fields[0]._weights(points[:, k].astype(np.float32), k) for k in range(3))
+    values = np.empty((len(points), len(fields)), np.float32)
+    for i, field in enumerate(fields):
+        first = np.einsum("abc,na->nbc", field.control, wx)
+        values[:, i] = np.einsum("nc,nc->n", np.einsum("nbc,nb->nc", first, wy), wz)
+    return values
 
 
 @dataclass(frozen=True)
@@ -117,9 +128,12 @@ class Ellipsoid:
 
     @cached_property
     def box(self) -> Box:
-        reach = self.radii if self.rotation is None else (max(self.radii),) * 3
-        c, r = self.centre, reach
-        return (c[0] - r[0], c[0] + r[0]), (c[1] - r[1], c[1] + r[1]), (c[2] - r[2], c[2] + r[2])
+        reach = np.asarray(self.radii)
+        if self.rotation is not None:
+            turned = np.abs(np.asarray(self.rotation)) * reach
+            reach = turned.sum(axis=1) if self.power > 2 else np.sqrt((turned**2).sum(axis=1))
+        x, y, z = ((float(c - r), float(c + r)) for c, r in zip(self.centre, reach, strict=True))
+        return x, y, z
 
     def ratio(self, x: Array, y: Array, z: Array) -> Array:
         dx, dy, dz = x - self.centre[0], y - self.centre[1], z - self.centre[2]
@@ -163,11 +177,12 @@ class Tube:
         line: Array = out.astype(np.float32)
         return line
 
-    def segment_box(self, k: int) -> Box:
-        (a, b), r = self.path[k : k + 2], float(self.path[k : k + 2, 3].max())
-        low, high = np.minimum(a, b), np.maximum(a, b)
-        x, y, z = ((float(low[i]) - r, float(high[i]) + r) for i in range(3))
-        return x, y, z
+    @cached_property
+    def boxes(self) -> NDArray[np.float64]:
+        """[segments, 3, 2] lowest and highest coordinate of each segment, with its radius."""
+        ends = np.stack([self.path[:-1], self.path[1:]]).astype(np.float64)
+        radius = ends[..., 3].max(axis=0)[:, None]
+        return np.stack([ends[..., :3].min(axis=0) - radius, ends[..., :3].max(axis=0) + radius], axis=2)
 
     def segment_ratio(self, k: int, x: Array, y: Array, z: Array) -> tuple[Array, Array]:
         """Distance over radius to segment ``k``, and the path parameter of the nearest point."""
