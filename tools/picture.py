@@ -104,6 +104,47 @@ def organ_pictures(
     return [_picture(ct, labelmap.labels, chosen, areas, organ, plane, size, window) for plane in planes]
 
 
+@dataclass(frozen=True)
+class Outline:
+    """What ``outlined_slice`` draws around: a mask [x, y] of the slice, and its colour."""
+
+    mask: NDArray[np.bool_]
+    rgb: tuple[int, int, int]
+
+
+def outlined_slice(
+    hu: NDArray[np.float32],
+    spacing_mm: tuple[float, float],
+    outlines: Sequence[Outline],
+    *,
+    size: int = 512,
+    window_hu: float = 400.0,
+    level_hu: float = 40.0,
+) -> Image.Image:
+    """An axial slice [x, y] of RAS+ as a square RGB picture of ``size`` pixels, in radiological display.
+
+    Millimetres are isotropic; air around the body is cut off; later outlines lie over earlier ones.
+    """
+    masks = [_displayed(outline.mask) for outline in outlines]
+    grey, mm = _displayed(hu), (spacing_mm[1], spacing_mm[0])
+    rows, columns = _bounds(_Slice(grey, np.logical_or.reduce([np.zeros(grey.shape, bool), *masks]), mm))
+    grey = np.clip((grey[rows, columns] - (level_hu - window_hu / 2)) / window_hu, 0, 1) * _WHITE
+    px_per_mm = size / max(grey.shape[0] * mm[0], grey.shape[1] * mm[1])
+    height, width = (max(1, round(n * step * px_per_mm)) for n, step in zip(grey.shape, mm, strict=True))
+    top, left = (size - height) // 2, (size - width) // 2
+    inside = np.s_[top : top + height, left : left + width]
+    frame = np.zeros((size, size), np.uint8)
+    frame[inside] = np.clip(_resize(grey, height, width, Image.Resampling.BICUBIC), 0, _WHITE)
+    image = Image.fromarray(frame)
+    _letters(image, "axial", size)
+    _scale_bar(image, px_per_mm, size)
+    canvas = np.array(image.convert("RGB"))
+    for outline, mask in zip(outlines, masks, strict=True):
+        smooth = _resize(mask[rows, columns], height, width, Image.Resampling.BILINEAR)
+        canvas[inside][_outline(smooth > min(0.5, float(smooth.max()) / 2))] = outline.rgb
+    return Image.fromarray(canvas)
+
+
 def _areas(labels: NDArray[np.uint8], chosen: NDArray[np.bool_]) -> list[NDArray[np.int64]]:
     """Organ voxels in every slice along x, y and z."""
     areas = [np.zeros(length, np.int64) for length in labels.shape]
@@ -162,17 +203,23 @@ def _displayed(plane: NDArray[Any]) -> NDArray[Any]:
 
 
 def _crop(shown: _Slice) -> _Slice:
-    """Leave out the air and the table around the body, never a part of the organ."""
+    rows, columns = _bounds(shown)
+    return _Slice(shown.hu[rows, columns], shown.mask[rows, columns], shown.mm)
+
+
+def _bounds(shown: _Slice) -> tuple[slice, slice]:
+    """Rows and columns without the air and the table around the body, and with all of the organ."""
+    whole = slice(0, shown.hu.shape[0]), slice(0, shown.hu.shape[1])
     reach = int(np.clip(_TABLE_MM / 2 / max(shown.mm), 1, 7))
     body = ~_grown(shown.hu <= _BODY_HU, reach)
     if not body.any():
-        return shown
+        return whole
     body |= shown.mask
     rows, columns = (
         _span(np.any(body, axis=1 - axis), _MARGIN_MM / shown.mm[axis] + reach, body.shape[axis])
         for axis in (0, 1)
     )
-    return _Slice(shown.hu[rows, columns], shown.mask[rows, columns], shown.mm)
+    return rows, columns
 
 
 def _span(used: NDArray[np.bool_], margin: float, length: int) -> slice:

@@ -11,6 +11,7 @@ from torch.utils.data import IterableDataset, get_worker_info
 
 from tumorchain_agent.tools.organs import ORGANS as TABLE
 from tumorchain_agent.training.phantom import lesions as L
+from tumorchain_agent.training.phantom.categories import BEYOND_MM, THROUGH_MM
 from tumorchain_agent.training.phantom.patient import KINDS, Case
 from tumorchain_agent.training.phantom.volume import Pool, cell_shares, merged_labels, to_model_axes, windowed
 
@@ -20,8 +21,8 @@ CLS_ORGANS = (
 )  # fmt: skip
 """Organs whose normal/abnormal label trains Cls: the five that bear tumours and normal neighbours."""
 _IDS = {name: number for number, name in TABLE.items()}
-_FINE_CHANNEL = np.array([0, 1, 1, 3, 2], np.uint8)
-"""Lesion kind → channel of the fine cells: tumour and metastasis together, then cyst, then node."""
+_FINE_CHANNEL = np.array([0, 1, 1, 3, 2, 2, 2], np.uint8)
+"""Lesion kind → channel of the fine cells: tumour and metastasis together, then benign mimic, then node."""
 SECTION_NAMES = tuple(f"{organ}:{name}" for organ, parts in L.SECTIONS.items() for name, _, _ in parts)
 ATTRIBUTES = {
     "kind": ("tumor", "metastasis"),
@@ -42,28 +43,37 @@ def size_bin(size_mm: float) -> int:
 
 def lesion_classes(lesion: L.Lesion) -> dict[str, int]:
     """Class indices of a tumour or metastasis in the order of ``ATTRIBUTES``; −1 where it doesn't apply."""
-    tumor = lesion.kind == "tumor"
+    wall = lesion.organ in L.SECTIONS and lesion.organ not in L.SOLID
+    named = {
+        "kind": lesion.kind,
+        "organ": lesion.organ,
+        "section": f"{lesion.organ}:{lesion.substructure}",
+        "density": lesion.density,
+        "shape": lesion.shape,
+        "boundary": lesion.boundary,
+    }
+    classes = {key: _class(ATTRIBUTES[key], value) for key, value in named.items()}
     return {
-        "kind": 0 if tumor else 1,
-        "organ": ATTRIBUTES["organ"].index(lesion.organ),
-        "section": SECTION_NAMES.index(f"{lesion.organ}:{lesion.substructure}"),
-        "density": L.DENSITIES.index(lesion.density),
-        "shape": L.SHAPES.index(lesion.shape),
-        "boundary": L.BOUNDARIES.index(lesion.boundary),
+        **classes,
         "size": size_bin(lesion.size_mm),
-        "reach": int(lesion.reach_mm >= 2) + int(lesion.reach_mm >= 8) if lesion.organ not in L.SOLID else -1,
+        "reach": int(lesion.reach_mm >= BEYOND_MM) + int(lesion.reach_mm >= THROUGH_MM) if wall else -1,
     }
 
 
+def _class(names: tuple[str, ...], value: str) -> int:
+    return names.index(value) if value in names else -1
+
+
 def abnormal_organs(case: Case) -> set[str]:
-    """Organs that hold a tumour or metastasis."""
-    return {lesion.organ for lesion in case.lesions if lesion.kind in ("tumor", "metastasis")}
+    """Those of the five organs that hold a tumour or metastasis."""
+    ill = {lesion.organ for lesion in case.lesions if lesion.kind in ("tumor", "metastasis")}
+    return ill & set(L.SECTIONS)
 
 
 def case_targets(case: Case) -> dict[str, torch.Tensor]:
     """One sample of the vision stage; masks are shares of cells, classes −1 where nothing applies.
 
-    ``volume`` [1, 32, 128, 128]; ``fine`` [3, 16, 32, 32] (tumour, cyst, node); ``patch`` [8, 16, 16];
+    ``volume`` [1, 32, 128, 128]; ``fine`` [3, 16, 32, 32] (tumour, benign mimic, node); ``patch`` [8, 16, 16];
     ``attributes`` [len(ATTRIBUTES), 8, 16, 16]; ``coverage`` [12, 8, 16, 16]; ``abnormal`` [12].
     """
     index = to_model_axes(case.lesion_index)

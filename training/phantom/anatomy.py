@@ -107,6 +107,10 @@ class Anatomy:
     def paint(self, grid: Grid) -> Painted:
         return _Painter(self, grid).run()
 
+    def body(self, grid: Grid) -> NDArray[np.bool_]:
+        """[x, y, z] where the patient is and not the air around."""
+        return _Painter(self, grid).trunk_ratio() < 1.0
+
 
 @dataclass
 class Painted:
@@ -149,11 +153,14 @@ class _Painter:
                 self._ellipsoid(part, part.shape)
         return Painted(self.labels, self.tissue)
 
-    def _trunk(self) -> None:
-        a, t = self.a, self.a.trunk
+    def trunk_ratio(self) -> Array:
+        t = self.a.trunk
         flat = Ellipsoid(t.centre, (t.radii[0], t.radii[1], 1e9), power=t.power)
-        ratio = flat.ratio(self.x, self.y, self.z)
-        inner = 1.0 - a.fat_share
+        return flat.ratio(self.x, self.y, self.z)
+
+    def _trunk(self) -> None:
+        ratio = self.trunk_ratio()
+        inner = 1.0 - self.a.fat_share
         self.tissue[ratio < 1.0] = Tissue.FAT
         self.tissue[ratio < inner] = Tissue.MUSCLE
         cavity = ratio < inner - 0.085

@@ -1,17 +1,15 @@
-"""Tumours, metastases, lymph nodes and benign mimics: where they sit, what they look like, how they are laid in."""
+"""Tumours as drawn: where they sit in their organ, what they look like; their place on a grid is in ``stamps``."""
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
 import numpy as np
-from numpy.typing import NDArray
 
-from tumorchain_agent.training.phantom.anatomy import ORGAN_IDS, Anatomy, Painted, Tissue
+from tumorchain_agent.training.phantom.anatomy import ORGAN_IDS, Anatomy
 from tumorchain_agent.training.phantom.shapes import (
     Array,
     Ellipsoid,
-    Grid,
     Rotation,
     Triple,
     Tube,
@@ -23,6 +21,17 @@ SHAPES = ("round", "lobulated", "irregular")
 BOUNDARIES = ("well-defined", "ill-defined")
 DENSITIES = ("hypodense", "hyperdense", "heterogeneous")
 SOLID = ("liver", "pancreas")
+BENIGN = ("cyst", "pseudocyst", "pancreatitis")
+"""Kinds of mimics."""
+_WALL_MM = 5.0
+"""What a wall tumour takes of the wall: one that grows far beyond it still starts there."""
+SMALL_MM, EDGE_MM = 20.0, 5.0
+"""A lesion under ``SMALL_MM`` whose surface is at most ``EDGE_MM`` from the organ's is one at the organ's edge."""
+
+_TURN = np.arange(26) * (np.pi * (3 - 5**0.5))
+_HEIGHT = 1 - (np.arange(26) + 0.5) / 13
+_RAYS = np.stack([(1 - _HEIGHT**2) ** 0.5 * f(_TURN) for f in (np.cos, np.sin)] + [_HEIGHT], axis=1)
+"""[26, 3] directions spread evenly over a sphere."""
 
 SECTIONS: dict[str, tuple[tuple[str, float, float], ...]] = {
     "pancreas": (("head", 0.05, 0.36), ("body", 0.46, 0.76), ("tail", 0.8, 0.98)),
@@ -44,8 +53,9 @@ class Lesion:
     """One lesion in patient millimetres."""
 
     kind: str
-    """``tumor``, ``metastasis``, ``node`` or ``cyst``."""
+    """``tumor``, ``metastasis``, ``node``, or a benign mimic: ``cyst``, ``pseudocyst``, ``pancreatitis``."""
     organ: str
+    """Where it sits; a node has its tumour's, a metastasis ``liver``, ``lung`` or ``peritoneum``."""
     substructure: str
     centre_mm: Triple
     radii_mm: Triple
@@ -59,25 +69,22 @@ class Lesion:
     """Wall tumours: how far it grows beyond the outer wall."""
     phase: Triple = (0.0, 0.0, 0.0)
     """Offsets of the surface waves that make it lobulated or irregular."""
+    primary: str = ""
+    """Nodes and metastases: the organ whose tumour they come from."""
+    edge_mm: float | None = None
+    """Under ``SMALL_MM``, in one of the five organs: how far its surface is from the organ's; 0 where it touches."""
+    compressing: bool = False
+    """Pushes neighbouring organs aside where it would otherwise stop at them or grow into them."""
 
     @property
     def size_mm(self) -> float:
         """Largest diameter."""
         return 2 * max(self.radii_mm)
 
-
-@dataclass
-class Stamp:
-    """A lesion on a grid: ``alpha`` in 0..1 over ``window``, ``core`` where its centre may be necrotic."""
-
-    lesion: Lesion
-    window: tuple[slice, slice, slice]
-    alpha: Array
-    ratio: Array
-    invaded: tuple[int, ...]
-    """TotalSegmentator ids of other organs that it grows into."""
-    share: float
-    """Part of its volume that found room."""
+    @property
+    def at_edge(self) -> bool:
+        """Small, and at its organ's surface."""
+        return self.edge_mm is not None and self.edge_mm <= EDGE_MM
 
 
 def sample_size(rng: np.random.Generator, largest_mm: float = 65.0) -> float:
@@ -86,22 +93,27 @@ def sample_size(rng: np.random.Generator, largest_mm: float = 65.0) -> float:
     return float(rng.uniform(low, high))
 
 
-def _tube_frame(tube: Tube, t: float) -> tuple[Array, float, Array]:
+def tube_frame(tube: Tube, t: float) -> tuple[Array, float, Array]:
     """Centre, radius and unit tangent at path parameter ``t`` (canonical mm)."""
     here, ahead = tube.along(np.array([t, min(t + 0.01, 1.0)])), tube.along(np.array([max(t - 0.01, 0.0)]))
     tangent = here[1, :3] - ahead[0, :3]
     return here[0, :3], float(here[0, 3]), tangent / (np.linalg.norm(tangent) + 1e-6)
 
 
-def _perpendicular(rng: np.random.Generator, tangent: Array) -> Array:
+def perpendicular(rng: np.random.Generator, tangent: Array) -> Array:
     v = rng.standard_normal(3).astype(np.float32)
     v -= tangent * float(v @ tangent)
     return v / (np.linalg.norm(v) + 1e-6)
 
 
+def _lobes(anatomy: Anatomy) -> list[Ellipsoid]:
+    """Right and left lobe of the liver."""
+    liver = ORGAN_IDS["liver"]
+    return [part.shape for part in anatomy.parts if part.label == liver and isinstance(part.shape, Ellipsoid)]
+
+
 def _place_liver(rng: np.random.Generator, anatomy: Anatomy, lobe: str) -> Array:
-    blobs = [p.shape for p in anatomy.parts if p.label == 5 and isinstance(p.shape, Ellipsoid)]
-    blob = blobs[0] if lobe == "right lobe" else blobs[1]
+    blob = _lobes(anatomy)[0 if lobe == "right lobe" else 1]
     direction = rng.standard_normal(3)
     direction *= rng.uniform(0.1, 0.8) ** (1 / 2) / np.linalg.norm(direction)
     local = direction * np.asarray(blob.radii)
@@ -110,7 +122,41 @@ def _place_liver(rng: np.random.Generator, anatomy: Anatomy, lobe: str) -> Array
     return centre
 
 
-def _frame_rotation(normal: Array, tangent: Array) -> Rotation:
+def _place_on_livers_edge(rng: np.random.Generator, anatomy: Anatomy, lobe: str, size: float) -> Array:
+    """A centre whose lesion of ``size`` mm lies under, or bulges through, the free surface of a lobe."""
+    own, other = _lobes(anatomy) if lobe == "right lobe" else _lobes(anatomy)[::-1]
+    middle = np.asarray(own.centre, np.float32)
+    surface = middle
+    for _ in range(12):
+        ray = rng.standard_normal(3).astype(np.float32) * np.asarray(own.radii, np.float32)
+        surface = middle + ray / float(own.ratio(*(middle + ray)))
+        if float(other.ratio(*surface)) > 1.05:
+            break
+    inward = (middle - surface) / np.linalg.norm(middle - surface)
+    depth = size / 2 * rng.uniform(0.7, 1.0) + rng.uniform(0, 3)
+    centre: Array = (surface + inward * depth).astype(np.float32)
+    return centre
+
+
+def surface_gap_mm(lesion: Lesion, anatomy: Anatomy) -> float:
+    """How far a lesion's surface is from its organ's, by rays from its centre; 0 where it touches or bulges out.
+
+    Both surfaces are taken without their roughness.
+    """
+    shapes: list[Ellipsoid | Tube] = [anatomy.tubes[lesion.organ]] if lesion.organ in anatomy.tubes else []
+    shapes += _lobes(anatomy) if lesion.organ == "liver" else []
+    reach = np.arange(0.0, max(lesion.radii_mm) + EDGE_MM + 3.0, 1.5)
+    points = np.asarray(lesion.centre_mm) + (reach[:, None, None] * _RAYS[None]).reshape(-1, 3)
+    x, y, z = anatomy.canonical(points.astype(np.float32)).T
+    ratios = [s.ratio(x, y, z)[0] if isinstance(s, Tube) else s.ratio(x, y, z) for s in shapes]
+    outside = (np.min(ratios, axis=0) >= 1).reshape(len(reach), len(_RAYS))
+    first = np.where(outside.any(axis=0), reach[outside.argmax(axis=0)], np.inf)
+    local = _RAYS @ np.asarray(lesion.rotation) / np.asarray(lesion.radii_mm)
+    own = 1 / np.linalg.norm(local, axis=1)
+    return float(np.clip((first - own).min(), 0.0, 99.0))
+
+
+def frame_rotation(normal: Array, tangent: Array) -> Rotation:
     matrix = np.stack([normal, tangent, np.cross(normal, tangent)], axis=1)
     return tuple(triple(row) for row in matrix)
 
@@ -118,32 +164,48 @@ def _frame_rotation(normal: Array, tangent: Array) -> Rotation:
 def _wall_geometry(
     rng: np.random.Generator, tube: Tube, t: float, size: float, reach: float
 ) -> tuple[Array, Triple, Rotation]:
-    """A plaque on the wall: centre (canonical), radii and rotation; it reaches ``reach`` mm beyond the wall."""
-    centre, radius, tangent = _tube_frame(tube, t)
-    normal = _perpendicular(rng, tangent)
+    """A plaque through the wall: centre (canonical), radii, rotation; it reaches ``reach`` mm beyond the wall."""
+    centre, radius, tangent = tube_frame(tube, t)
+    normal = perpendicular(rng, tangent)
     depth = float(np.clip(size * rng.uniform(0.24, 0.34), 4.5, 17.0))
+    depth = max(depth, (reach + _WALL_MM) / 2)
     along = size / 2
     across = float(min(along, max(1.15 * radius, depth)) * rng.uniform(0.8, 1.0))
     position = centre + normal * (radius + reach - depth)
-    return position.astype(np.float32), (depth, along, across), _frame_rotation(normal, tangent)
+    return position.astype(np.float32), (depth, along, across), frame_rotation(normal, tangent)
 
 
 def sample_tumor(
-    rng: np.random.Generator, anatomy: Anatomy, organ: str, size: float, kind: str = "tumor"
+    rng: np.random.Generator,
+    anatomy: Anatomy,
+    organ: str,
+    size: float,
+    kind: str = "tumor",
+    *,
+    edge: bool = False,
 ) -> Lesion:
-    """A malignant lesion of an organ; size is the largest diameter in mm."""
+    """A malignant lesion of an organ; ``size`` is the largest diameter in mm, ``edge`` puts it at the surface.
+
+    Wall tumours always are at their organ's surface.
+    """
     sections = SECTIONS[organ]
     name, first, last = sections[rng.integers(len(sections))]
     reach, turned = 0.0, random_rotation(rng, 40)
     if organ == "liver":
-        canonical = _place_liver(rng, anatomy, name)
+        canonical = (
+            _place_on_livers_edge(rng, anatomy, name, size) if edge else _place_liver(rng, anatomy, name)
+        )
         radii = triple(size / 2 * np.array([1.0, rng.uniform(0.75, 1.0), rng.uniform(0.75, 1.0)]))
     elif organ == "pancreas":
-        centre, radius, tangent = _tube_frame(anatomy.tubes[organ], float(rng.uniform(first, last)))
-        canonical = centre + _perpendicular(rng, tangent) * radius * rng.uniform(0, 0.5)
+        centre, radius, tangent = tube_frame(anatomy.tubes[organ], float(rng.uniform(first, last)))
+        across, chance = perpendicular(rng, tangent), rng.uniform(0, 0.5)
+        off = max(radius - size / 2 * (0.7 + 0.6 * chance), 0.5 * radius) if edge else radius * chance
+        canonical = centre + across * off
         radii = triple(size / 2 * np.array([1.0, rng.uniform(0.75, 1.0), rng.uniform(0.75, 1.0)]))
     else:
         reach = float(rng.choice((0.5, rng.uniform(3, 5), rng.uniform(8, 11)), p=(0.4, 0.35, 0.25)))
+        if size < reach + _WALL_MM + 1:
+            reach = min(reach, 5.0)
         canonical, radii, turned = _wall_geometry(
             rng, anatomy.tubes[organ], float(rng.uniform(first, last)), size, reach
         )
@@ -165,98 +227,3 @@ def sample_tumor(
     )
 
 
-def sample_cyst(rng: np.random.Generator, anatomy: Anatomy) -> Lesion:
-    """A benign fluid-filled mimic: round, sharp, 0–15 HU."""
-    organ = "liver" if rng.random() < 0.75 else "pancreas"
-    base = sample_tumor(rng, anatomy, organ, float(rng.uniform(8, 34)), kind="cyst")
-    radius = max(base.radii_mm)
-    return replace(
-        base,
-        radii_mm=(radius, radius, radius),
-        shape="round",
-        boundary="well-defined",
-        density="fluid",
-        delta_hu=float(rng.uniform(0, 15)),
-    )
-
-
-def sample_node(rng: np.random.Generator, near: Lesion) -> Lesion:
-    """An enlarged lymph node in the fat around a tumour."""
-    direction = rng.standard_normal(3)
-    direction /= np.linalg.norm(direction)
-    centre = np.asarray(near.centre_mm) + direction * (max(near.radii_mm) + rng.uniform(8, 26))
-    radius = float(rng.uniform(4.5, 8.5))
-    return replace(
-        near,
-        kind="node",
-        centre_mm=triple(centre),
-        radii_mm=(radius, radius * 0.85, radius * 0.85),
-        rotation=random_rotation(rng, 90),
-        shape="round",
-        boundary="well-defined",
-        density="soft tissue",
-        delta_hu=float(rng.uniform(-5, 20)),
-        reach_mm=0.0,
-    )
-
-
-def _surface(lesion: Lesion, x: Array, y: Array, z: Array) -> Array:
-    """Waves on the surface; zero for a round lesion."""
-    if lesion.shape == "round":
-        return np.zeros((1, 1, 1), np.float32)
-    waves, height = (1.9, 0.13) if lesion.shape == "lobulated" else (3.4, 0.2)
-    k = waves * 2 * np.pi / (2 * max(lesion.radii_mm))
-    a, b, c = lesion.phase
-    wave: Array = (
-        np.sin(k * x + a) * np.sin(k * y + b)
-        + np.sin(k * y + c) * np.sin(k * z + a)
-        + np.sin(k * z + b) * np.sin(k * x + c)
-    )
-    scaled: Array = (height * wave).astype(np.float32)
-    return scaled
-
-
-def _allowed(lesion: Lesion, labels: NDArray[np.uint8], tissue: NDArray[np.uint8]) -> NDArray[np.bool_]:
-    fat: NDArray[np.bool_] = (labels == 0) & (tissue == Tissue.FAT)
-    if lesion.kind == "node":
-        return fat
-    host: NDArray[np.bool_] = labels == ORGAN_IDS[lesion.organ]
-    if lesion.kind == "cyst":
-        return host
-    if lesion.reach_mm >= 8 and lesion.organ not in SOLID:
-        return host | fat | np.isin(labels, (1, 5, 6, 7, 18, 19, 20, 52))
-    return host | fat
-
-
-def stamp(lesion: Lesion, painted: Painted, grid: Grid) -> Stamp | None:
-    """Lay a lesion onto a grid without changing it; ``None`` when its centre is outside."""
-    reach = max(lesion.radii_mm) * 1.5
-    cx, cy, cz = lesion.centre_mm
-    window = grid.window(((cx - reach, cx + reach), (cy - reach, cy + reach), (cz - reach, cz + reach)))
-    if window is None:
-        return None
-    x, y, z = (grid.axis(k)[window[k]] for k in range(3))
-    x, y, z = x[:, None, None], y[None, :, None], z[None, None, :]
-    ratio = Ellipsoid(lesion.centre_mm, lesion.radii_mm, lesion.rotation).ratio(x, y, z)
-    ratio = ratio + _surface(lesion, x, y, z)
-    labels = painted.labels[window]
-    allowed = _allowed(lesion, labels, painted.tissue[window])
-    full = ratio < 1
-    expected = max(float(full.sum()), 4 / 3 * np.pi * float(np.prod(lesion.radii_mm)) / grid.voxel_mm3)
-    share = float((full & allowed).sum()) / max(expected, 1.0)
-    softness = 0.03 if lesion.boundary == "well-defined" else 0.14
-    alpha = 1 / (1 + np.exp(np.clip((ratio - 1) / softness, -30, 30)))
-    alpha = np.where(allowed, alpha, 0).astype(np.float32)
-    host = ORGAN_IDS.get(lesion.organ, 0)
-    inside = np.unique(labels[full & allowed])
-    invaded = tuple(int(v) for v in inside if v not in (0, host)) if lesion.kind == "tumor" else ()
-    return Stamp(lesion, window, alpha, ratio.astype(np.float32), invaded, share)
-
-
-def apply_labels(mark: Stamp, painted: Painted) -> None:
-    """A tumour belongs to its organ's mask, as in TotalSegmentator; nodes stay unlabelled."""
-    if mark.lesion.kind == "node":
-        return
-    labels = painted.labels[mark.window]
-    inside = (mark.ratio < 1) & (mark.alpha > 0.5) & np.isin(labels, (0, ORGAN_IDS[mark.lesion.organ]))
-    labels[inside] = ORGAN_IDS[mark.lesion.organ]

@@ -2,31 +2,26 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
 import numpy as np
 from numpy.typing import NDArray
 
-from tumorchain_agent.training.phantom import lesions as L
 from tumorchain_agent.training.phantom.anatomy import ORGAN_IDS, Anatomy, Painted
 from tumorchain_agent.training.phantom.body import sample_anatomy
+from tumorchain_agent.training.phantom.categories import m_category, n_category, t_category
+from tumorchain_agent.training.phantom.compression import push
+from tumorchain_agent.training.phantom.disease import sample_disease
+from tumorchain_agent.training.phantom.lesions import BENIGN, Lesion
+from tumorchain_agent.training.phantom.mimics import sample_mimics
 from tumorchain_agent.training.phantom.render import Appearance, Sampling, render
 from tumorchain_agent.training.phantom.shapes import Array, Grid, Triple
+from tumorchain_agent.training.phantom.stamps import Stamp, apply_labels, marked, stamp
 
 ORGANS = ("liver", "pancreas", "stomach", "colorectum", "esophagus")
 PLANNING_MM = (4.0, 4.0, 6.0)
 """Grid on which lesions look for room, whatever grid the patient is later laid onto."""
-NODE_CUTS = {
-    "liver": ((1, "N1"),),
-    "pancreas": ((4, "N2"), (1, "N1")),
-    "stomach": ((7, "N3a"), (3, "N2"), (1, "N1")),
-    "colorectum": ((7, "N2b"), (4, "N2a"), (2, "N1b"), (1, "N1a")),
-    "esophagus": ((7, "N3"), (3, "N2"), (1, "N1")),
-}
-"""Smallest number of nodes of each N category (AJCC 8)."""
-
-
 @dataclass(frozen=True)
 class Truth:
     """What is true of a phantom. ``organ`` is ``None`` when there is no tumour."""
@@ -47,8 +42,18 @@ class Truth:
     m: str | None
     invaded: tuple[int, ...]
     abnormal_organs: tuple[str, ...]
-    """Organs with a tumour or metastasis: the label of Cls."""
+    """Those of the five organs with a tumour or metastasis: the label of Cls."""
     z_range_mm: tuple[float, float]
+    reach_mm: float = 0.0
+    """Wall tumours: how far it grows beyond the outer wall, which decides T."""
+    sites: tuple[str, ...] = ()
+    """Of metastases: ``liver``, ``lung``, ``peritoneum``."""
+    edge: bool = False
+    """Under 2 cm and at its organ's surface (``EDGE_MM``): easily missed."""
+    compresses: tuple[int, ...] = ()
+    """TotalSegmentator ids of healthy organs that it pushes aside."""
+    mimics: tuple[str, ...] = ()
+    """Benign findings as ``organ:kind``, e.g. ``pancreas:pseudocyst``."""
 
 
 @dataclass(frozen=True)
@@ -58,7 +63,7 @@ class Plan:
     seed: int
     anatomy: Anatomy
     look: Appearance
-    lesions: tuple[L.Lesion, ...]
+    lesions: tuple[Lesion, ...]
     z_range_mm: tuple[float, float]
 
 
@@ -72,17 +77,18 @@ class Case:
     labels: NDArray[np.uint8]
     lesion_index: NDArray[np.uint8]
     """0 none, i + 1 for ``lesions[i]``."""
-    lesions: tuple[L.Lesion, ...]
+    lesions: tuple[Lesion, ...]
     """Those that found room, in the order they were laid in."""
     truth: Truth
 
     @property
     def lesion_mask(self) -> NDArray[np.uint8]:
-        """0 none, 1 tumour, 2 metastasis, 3 node, 4 cyst."""
+        """0 none, else ``KINDS`` of the lesion there."""
         return np.array([0, *(KINDS[lesion.kind] for lesion in self.lesions)], np.uint8)[self.lesion_index]
 
 
-KINDS = {"tumor": 1, "metastasis": 2, "node": 3, "cyst": 4}
+KINDS = {"tumor": 1, "metastasis": 2, "node": 3, "cyst": 4, "pseudocyst": 5, "pancreatitis": 6}
+"""Kind of a lesion → its number in ``lesions.nii.gz``."""
 
 
 def _z_range(rng: np.random.Generator) -> tuple[float, float]:
@@ -98,53 +104,12 @@ def sample_plan(seed: int, *, tumor_share: float = 0.6, organ: str | None = None
     look = Appearance.sample(rng)
     z_range = _z_range(rng)
     scaled = (z_range[0] * anatomy.scale[2], z_range[1] * anatomy.scale[2])
-    found: list[L.Lesion] = []
-    for _ in range(int(rng.choice(3, p=(0.6, 0.25, 0.15)))):
-        found.append(L.sample_cyst(rng, anatomy))
+    found = sample_mimics(rng, anatomy)
     if organ is not None or rng.random() < tumor_share:
         primary = organ or str(rng.choice(ORGANS))
         grid = _grid_over(anatomy, scaled, PLANNING_MM, 0.0)
         found += sample_disease(rng, anatomy, primary, anatomy.paint(grid), grid)
     return Plan(seed, anatomy, look, tuple(found), scaled)
-
-
-def _roomy(
-    draw: Callable[[], L.Lesion], painted: Painted, grid: Grid, tries: int = 6, wanted: float = 0.62
-) -> L.Lesion:
-    """The first of a few draws that finds enough room where it lies, else the one that finds most."""
-    best, most = draw(), -1.0
-    for k in range(tries):
-        lesion = best if k == 0 else draw()
-        mark = L.stamp(lesion, painted, grid)
-        share = mark.share if mark else 0.0
-        if share > most:
-            best, most = lesion, share
-        if most >= wanted:
-            break
-    return best
-
-
-def sample_disease(
-    rng: np.random.Generator, anatomy: Anatomy, organ: str, painted: Painted, grid: Grid
-) -> list[L.Lesion]:
-    """A primary tumour with, sometimes, satellites, nodes and liver metastases; ``painted`` shows where room is."""
-    size = L.sample_size(rng, 48.0 if organ == "esophagus" else 65.0)
-
-    def place(where: str, size_mm: float, kind: str = "tumor") -> L.Lesion:
-        return _roomy(lambda: L.sample_tumor(rng, anatomy, where, size_mm, kind), painted, grid)
-
-    primary = place(organ, size)
-    out = [primary]
-    if organ == "liver" and rng.random() < 0.35:
-        out += [place(organ, float(rng.uniform(10, min(size, 45)))) for _ in range(int(rng.integers(1, 4)))]
-    if rng.random() < 0.45:
-        count = int(rng.integers(1, 9))
-        out += [_roomy(lambda: L.sample_node(rng, primary), painted, grid, 4, 0.7) for _ in range(count)]
-    if organ != "liver" and rng.random() < 0.2:
-        out += [
-            place("liver", float(rng.uniform(10, 32)), "metastasis") for _ in range(int(rng.integers(1, 5)))
-        ]
-    return out
 
 
 def body_grid(plan: Plan, spacing: tuple[float, float, float], margin_mm: float = 12.0) -> Grid:
@@ -165,89 +130,104 @@ def _grid_over(
 
 
 def realise(plan: Plan, grid: Grid, painted: Painted | None = None, sampling: Sampling | None = None) -> Case:
-    """Lay a plan onto a grid: lesions that find too little room are left out of both image and truth."""
+    """Lay a plan onto a grid, changing ``painted``; what finds no room is left out of image and truth alike."""
     painted = painted or plan.anatomy.paint(grid)
+    marks, index = lay(plan.lesions, painted, grid)
+    hu = render(painted, marks, plan.look, grid, sampling)
+    return Case(plan, grid, hu, painted.labels, index, tuple(m.lesion for m in marks), truth_of(plan, marks))
+
+
+def lay(
+    lesions: Sequence[Lesion], painted: Painted, grid: Grid
+) -> tuple[list[Stamp], NDArray[np.uint8]]:
+    """Lay lesions into labels and tissue, in place: those that found room, and [x, y, z] the number of each + 1.
+
+    Neighbours are pushed aside first. Nodes and metastases are left out where their tumour is.
+    """
     index = np.zeros(grid.shape, np.uint8)
-    kept: list[L.Stamp] = []
-    primary_kept = True
-    for lesion in plan.lesions:
-        if not primary_kept and lesion.kind in ("node", "metastasis"):
+    kept: list[Stamp] = []
+    ill: set[str] = set()
+    for lesion, pushed in _pushed(lesions, painted, grid):
+        if lesion.kind in ("node", "metastasis") and lesion.primary not in ill:
             continue
-        mark = L.stamp(lesion, painted, grid)
-        wanted = 0.5 if lesion.kind == "tumor" else 0.6
-        if mark is None or mark.share < wanted:
-            primary_kept = primary_kept and not (lesion.kind == "tumor" and lesion.organ != "liver")
+        mark = stamp(lesion, painted, grid)
+        if mark is None or not mark.roomy:
             continue
-        L.apply_labels(mark, painted)
+        mark.compressed = pushed
+        apply_labels(mark, painted)
         kept.append(mark)
-        index[mark.window][(mark.ratio < 1) & (mark.alpha > 0.5)] = len(kept)
-    hu = render(painted, kept, plan.look, grid, sampling)
-    return Case(plan, grid, hu, painted.labels, index, tuple(m.lesion for m in kept), _truth(plan, kept))
+        index[mark.window][marked(mark)] = len(kept)
+        if lesion.kind == "tumor":
+            ill.add(lesion.organ)
+    return kept, index
 
 
-def _truth(plan: Plan, kept: list[L.Stamp]) -> Truth:
+def _pushed(
+    lesions: Sequence[Lesion], painted: Painted, grid: Grid
+) -> list[tuple[Lesion, tuple[int, ...]]]:
+    """Lesions with what they pushed aside; one that nothing gives way to is no compressing one."""
+    out = []
+    for lesion in lesions:
+        pushed = push(lesion, painted, grid) if lesion.compressing else ()
+        out.append((lesion if pushed else replace(lesion, compressing=False), pushed))
+    return out
+
+
+def truth_of(plan: Plan, kept: Sequence[Stamp]) -> Truth:
+    """What is true of a plan whose ``kept`` lesions found room; of several tumours the largest one's organ counts."""
     tumors = [m for m in kept if m.lesion.kind == "tumor"]
-    metastases = [m for m in kept if m.lesion.kind == "metastasis"]
-    nodes = [m for m in kept if m.lesion.kind == "node"]
-    blank = Truth(
-        plan.seed,
-        plan.look.phase,
-        None,
-        None,
-        0.0,
-        None,
-        None,
-        None,
-        0,
-        0,
-        0,
-        None,
-        None,
-        None,
-        (),
-        (),
-        plan.z_range_mm,
+    benign = [m.lesion for m in kept if m.lesion.kind in BENIGN]
+    healthy = Truth(
+        seed=plan.seed,
+        phase=plan.look.phase,
+        organ=None,
+        substructure=None,
+        size_mm=0.0,
+        shape=None,
+        boundary=None,
+        density=None,
+        count=0,
+        nodes=0,
+        metastases=0,
+        t=None,
+        n=None,
+        m=None,
+        invaded=(),
+        abnormal_organs=(),
+        z_range_mm=plan.z_range_mm,
+        mimics=tuple(sorted({f"{lesion.organ}:{lesion.kind}" for lesion in benign})),
     )
     if not tumors:
-        return replace(blank, abnormal_organs=("liver",) if metastases else ())
+        return healthy
     main = max(tumors, key=lambda m: m.lesion.size_mm)
     lesion, organ = main.lesion, main.lesion.organ
-    n = next((name for least, name in NODE_CUTS[organ] if len(nodes) >= least), "N0")
-    m = ("M1a" if organ == "colorectum" else "M1") if metastases else "M0"
-    abnormal = {organ} | ({"liver"} if metastases else set())
+    count = sum(m.lesion.organ == organ for m in tumors)
+    spread = [m.lesion for m in kept if m.lesion.primary == organ]
+    nodes = sum(each.kind == "node" for each in spread)
+    metastases = [each.organ for each in spread if each.kind == "metastasis"]
+    sites = tuple(sorted(set(metastases)))
+    ill = {m.lesion.organ for m in kept if m.lesion.kind in ("tumor", "metastasis")}
     return replace(
-        blank,
+        healthy,
         organ=organ,
         substructure=lesion.substructure,
         size_mm=lesion.size_mm,
         shape=lesion.shape,
         boundary=lesion.boundary,
         density=lesion.density,
-        count=len(tumors),
-        nodes=len(nodes),
+        count=count,
+        nodes=nodes,
         metastases=len(metastases),
-        t=t_category(organ, lesion, len(tumors), main.invaded),
-        n=n,
-        m=m,
+        t=t_category(organ, lesion.size_mm, count, lesion.reach_mm, main.invaded),
+        n=n_category(organ, nodes),
+        m=m_category(organ, sites),
         invaded=main.invaded,
-        abnormal_organs=tuple(sorted(abnormal)),
+        abnormal_organs=tuple(sorted(ill & set(ORGANS))),
+        reach_mm=lesion.reach_mm,
+        sites=sites,
+        edge=lesion.at_edge,
+        compresses=main.compressed,
     )
-
-
-def t_category(organ: str, lesion: L.Lesion, count: int, invaded: tuple[int, ...]) -> str:
-    """T by AJCC 8: size and count for liver and pancreas, depth of growth for the hollow organs."""
-    cm = lesion.size_mm / 10
-    if organ == "liver":
-        if count > 1:
-            return "T3" if cm > 5 else "T2"
-        return "T1a" if cm <= 2 else "T1b"
-    if organ == "pancreas":
-        return "T1c" if cm <= 2 else "T2" if cm <= 4 else "T3"
-    if invaded:
-        return "T4b"
-    if lesion.reach_mm >= 8:
-        return "T4a"
-    return "T3" if lesion.reach_mm >= 2 else "T2"
 
 
 def generate(

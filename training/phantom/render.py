@@ -9,8 +9,9 @@ from numpy.typing import NDArray
 from scipy import ndimage
 
 from tumorchain_agent.training.phantom.anatomy import Painted, Tissue
-from tumorchain_agent.training.phantom.lesions import SOLID, Stamp
+from tumorchain_agent.training.phantom.lesions import SOLID
 from tumorchain_agent.training.phantom.shapes import Array, Grid, SmoothField
+from tumorchain_agent.training.phantom.stamps import Stamp
 
 PHASES = ("non-contrast", "arterial", "portal venous", "delayed")
 
@@ -44,6 +45,8 @@ _HU: dict[Tissue, tuple[float, float, float, float]] = {
 
 _WALL_TUMOR = (44.0, 78.0, 92.0, 86.0)
 _NODE = (38.0, 62.0, 78.0, 74.0)
+_EXUDATE = 12.0
+_PSEUDOCYST_WALL_MM = 3.0
 REFERENCE_VOXEL_MM3 = 1.5 * 1.5 * 5.0
 _SLAB = 8
 """Planes that are smoothed at a time, so that they stay in the processor's cache."""
@@ -87,7 +90,12 @@ class Appearance:
         lesion = mark.lesion
         if lesion.kind == "cyst":
             return lesion.delta_hu
-        if lesion.kind == "node":
+        if lesion.kind == "pseudocyst":
+            wall = np.clip((mark.ratio - 1) * max(lesion.radii_mm) / _PSEUDOCYST_WALL_MM + 1.5, 0, 1)
+            return (lesion.delta_hu * (1 - wall) + _WALL_TUMOR[phase] * wall).astype(np.float32)
+        if lesion.kind == "pancreatitis":
+            return np.where(mark.stranded, _EXUDATE, host_hu + lesion.delta_hu).astype(np.float32)
+        if lesion.kind == "node" or lesion.organ in ("lung", "peritoneum"):
             return _NODE[phase] + lesion.delta_hu
         solid = lesion.organ in SOLID
         hu = host_hu + lesion.delta_hu if solid else _WALL_TUMOR[phase] + 0.35 * lesion.delta_hu

@@ -18,17 +18,10 @@ from numpy.typing import NDArray
 
 from tumorchain_agent.tools.organs import MERGE
 from tumorchain_agent.tools.preprocess import Preprocessing
-from tumorchain_agent.training.phantom.anatomy import Painted, Tissue
-from tumorchain_agent.training.phantom.lesions import sample_cyst
-from tumorchain_agent.training.phantom.patient import (
-    ORGANS,
-    Case,
-    Plan,
-    body_grid,
-    realise,
-    sample_disease,
-    sample_plan,
-)
+from tumorchain_agent.training.phantom.anatomy import Painted
+from tumorchain_agent.training.phantom.disease import sample_disease
+from tumorchain_agent.training.phantom.mimics import sample_mimics
+from tumorchain_agent.training.phantom.patient import ORGANS, Case, Plan, body_grid, realise, sample_plan
 from tumorchain_agent.training.phantom.render import Appearance, Sampling
 from tumorchain_agent.training.phantom.shapes import Array, Grid, triple
 
@@ -39,7 +32,7 @@ Scalar = TypeVar("Scalar", bound=np.generic)
 def model_grid(plan: Plan, rng: np.random.Generator | None = None) -> Grid:
     """The (128, 128, 32) grid over the body: square pixels, whole scan length; ``rng`` jitters the crop."""
     coarse = body_grid(plan, (3.0, 3.0, 24.0))
-    body = plan.anatomy.paint(coarse).tissue != Tissue.AIR
+    body = plan.anatomy.body(coarse)
     low, high = [], []
     for k in (0, 1):
         where = np.flatnonzero(body.any(axis=tuple({0, 1, 2} - {k})))
@@ -96,7 +89,7 @@ class Pool:
         i = int(rng.integers(len(self.seeds)))
         plan = sample_plan(int(self.seeds[i]), tumor_share=0.0)
         organs = rng.permutation(np.array(ORGANS))[: int(rng.choice(len(diseases), p=diseases))]
-        lesions = [sample_cyst(rng, plan.anatomy) for _ in range(int(rng.choice(3, p=(0.6, 0.25, 0.15))))]
+        lesions = sample_mimics(rng, plan.anatomy)
         painted, grid = Painted(np.array(self.labels[i]), np.array(self.tissue[i])), self.grid(i)
         for organ in organs:
             lesions += sample_disease(rng, plan.anatomy, str(organ), painted, grid)
