@@ -124,6 +124,7 @@ class Segmenter:
             task=weights.task,
             weights_id=weights.weights_id,
             seconds=round(time.monotonic() - started, 3),
+            organs_unknown=weights.organs_unknown,
             notices=(NANO_NOTICE,) if weights.source == "nano" else (),
         )
         report("finished", 1.0)
