@@ -59,9 +59,10 @@ def _segmentation(args: argparse.Namespace) -> int:
     from tumorchain_agent.cli_ask import load_settings
     from tumorchain_agent.training.segmentation_evaluation import as_markdown, evaluate_segmentation
 
+    scan, reference = args.segmentation
     with Console(file=sys.stderr).status("segmenting") as status:
         score = evaluate_segmentation(
-            load_settings(), *args.segmentation, progress=lambda phase, _: status.update(phase)
+            load_settings(), scan, reference, progress=lambda phase, _: status.update(phase)
         )
     print(score.model_dump_json(indent=2) if args.json else as_markdown(score))
     return 0
