@@ -12,6 +12,7 @@ from typing import Literal
 
 from tumorchain_agent.errors import SegmentationError
 from tumorchain_agent.settings import Settings
+from tumorchain_agent.tools.islands import ISLAND_SHARE
 from tumorchain_agent.tools.organs import MERGE, ORGANS
 
 NANO_WEIGHTS = Path(__file__).parent.parent / "model" / "nano_segmentation"
@@ -57,6 +58,8 @@ class Weights:
     def weights_id(self) -> str:
         """16 hex digits over the task and every model's files (big checkpoints by size, head and tail)."""
         digest = hashlib.sha256(f"{self.source} {self.task}".encode())
+        if self.source == "nano":
+            digest.update(f" without islands {ISLAND_SHARE}".encode())
         for model in self.models:
             for name in ("plans.json", "dataset.json", f"fold_0/{CHECKPOINT}"):
                 digest.update(f"\n{model.parent.name}/{name} ".encode())
