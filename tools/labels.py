@@ -44,7 +44,10 @@ def load_label_map(path: Path | str, ct: CT) -> LabelMap:
     if not path.is_file() or not path.name.lower().endswith(SUFFIXES):
         kind = "is a folder" if path.is_dir() else "is not .nii or .nii.gz"
         state = kind if path.exists() else "is missing"
-        raise LabelMapError(f"label map {path} {state}; pass the one file that TotalSegmentator --ml writes")
+        raise LabelMapError(
+            f"label map {path} {state}; pass the one file that TotalSegmentator --ml writes",
+            None if path.exists() else "missing",
+        )
     stored = read_nifti(path, volume=None, max_voxels=MAX_VOXELS, error=LabelMapError)
     _check_names(path)
     values, affine = grid.reorient_like(stored.values, stored.affine, ct.affine)
@@ -100,6 +103,7 @@ def label_map(
     task: str,
     weights_id: str,
     seconds: float,
+    organs_unknown: tuple[str, ...] = (),
     notices: tuple[Notice, ...] = (),
 ) -> LabelMap:
     """Ids [x, y, z] on a CT's RAS+ grid → LabelMap with its record.
@@ -122,6 +126,7 @@ def label_map(
             "task": task,
             "weights_id": weights_id or hashlib.sha256(labels.T.data).hexdigest()[:24],
             "organs_present": tuple(name for key, name in ORGANS.items() if key in present),
+            "organs_unknown": organs_unknown,
             "seconds": seconds,
             "notices": notices,
         }
