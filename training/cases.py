@@ -15,6 +15,7 @@ from tumorchain_agent.tools.roi import global_pool, mean_roi, roi_tokens
 from tumorchain_agent.training.phantom.patient import ORGANS, Truth
 from tumorchain_agent.training.phantom.volume import Pool, cell_shares, merged_labels, to_model_axes, windowed
 from tumorchain_agent.training.vision_stage import VisionModel
+from tumorchain_agent.training.workers import calm_worker
 
 _IDS = {name: number for number, name in TABLE.items()}
 ONE_TUMOR = (0.4, 0.6)
@@ -50,6 +51,8 @@ class _Draws(IterableDataset[_Drawn]):
     def __iter__(self) -> Iterator[_Drawn]:
         info = get_worker_info()
         worker, workers = (info.id, info.num_workers) if info else (0, 1)
+        if info:
+            calm_worker()
         for i in range(worker, self.count, workers):
             case = self.pool.draw(np.random.default_rng([self.seed, i]), diseases=ONE_TUMOR)
             shares = cell_shares(merged_labels(case), len(TABLE) + 1)[[_IDS[o] for o in ORGANS]]

@@ -14,6 +14,7 @@ from tumorchain_agent.training.phantom import lesions as L
 from tumorchain_agent.training.phantom.categories import BEYOND_MM, THROUGH_MM
 from tumorchain_agent.training.phantom.patient import KINDS, Case
 from tumorchain_agent.training.phantom.volume import Pool, cell_shares, merged_labels, to_model_axes, windowed
+from tumorchain_agent.training.workers import calm_worker
 
 CLS_ORGANS = (
     "liver", "pancreas", "stomach", "colorectum", "esophagus", "spleen",
@@ -128,6 +129,8 @@ class PhantomStream(IterableDataset[dict[str, torch.Tensor]]):
     def __iter__(self) -> Iterator[dict[str, torch.Tensor]]:
         info = get_worker_info()
         worker = info.id if info else 0
+        if info:
+            calm_worker()
         rng = np.random.default_rng([self.seed, worker, self.start])
         memory: list[dict[str, torch.Tensor]] = []
         while True:

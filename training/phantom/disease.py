@@ -49,7 +49,7 @@ def sample_disease(
     place = _Placing(rng, own, anatomy, painted, grid)
     out = [place.tumor(organ, size, compress=size >= COMPRESSION_MM and own.random() < COMPRESSION_SHARE)]
     if organ == "liver" and rng.random() < 0.35:
-        sizes = [float(rng.uniform(10, min(size, 45))) for _ in range(int(rng.integers(1, 4)))]
+        sizes = [float(round(rng.uniform(10, min(size, 45)))) for _ in range(int(rng.integers(1, 4)))]
         out += [place.tumor(organ, each) for each in sizes]
     if own.random() < NODAL_SHARE:
         out += place.nodes(out[0], _node_count(own, organ))

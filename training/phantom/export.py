@@ -7,20 +7,25 @@ import json
 import os
 from collections.abc import Iterator
 from concurrent.futures import ProcessPoolExecutor
-from dataclasses import asdict
+from dataclasses import asdict, dataclass
 from pathlib import Path
 
 import nibabel as nib
 import numpy as np
 from numpy.typing import NDArray
 
+from tumorchain_agent.errors import InputError
 from tumorchain_agent.records import DISCLAIMER
 from tumorchain_agent.training.phantom.patient import Case, generate
 from tumorchain_agent.training.phantom.render import to_stored
-from tumorchain_agent.training.phantom.text import clinical_stage, pathology_report, radiology_report
+from tumorchain_agent.training.phantom.reports import clinical_stage, pathology_report, radiology_report
+from tumorchain_agent.training.phantom.volume import PIXELS, SLICES, generate_nano
+from tumorchain_agent.training.workers import calm_worker
 
 SPACING = (1.5, 1.5, 5.0)
 """Default voxel size of a written phantom in mm."""
+GENERATOR = 2
+"""Raised when the same seed gives another patient; cohorts of two generators don't mix."""
 
 
 def patient_id(seed: int) -> str:
@@ -38,6 +43,8 @@ def truth_record(case: Case) -> dict[str, object]:
     return {
         "patient": patient_id(case.truth.seed),
         "notice": f"Synthetic phantom, no real patient. {DISCLAIMER}",
+        "generator": GENERATOR,
+        "grid": {"shape": case.grid.shape, "spacing_mm": case.grid.spacing},
         **truth,
         "stage": stage,
         "lesions": lesions,
@@ -79,11 +86,47 @@ def write_arrays(case: Case, folder: Path) -> Path:
     return path
 
 
-def _write_one(job: tuple[int, str, tuple[float, float, float], bool]) -> str:
-    seed, folder, spacing, arrays = job
-    case = generate(seed, spacing)
-    target = Path(folder)
-    return str(write_arrays(case, target) if arrays else write_case(case, target / patient_id(seed)))
+@dataclass(frozen=True)
+class _Job:
+    seed: int
+    folder: Path
+    spacing: tuple[float, float, float] | None
+    """``None``: the grid of nano."""
+    arrays: bool
+
+    @property
+    def done(self) -> Path:
+        """What is written last."""
+        name = patient_id(self.seed)
+        return self.folder / (f"{name}.npz" if self.arrays else f"{name}/truth.json")
+
+    @property
+    def result(self) -> Path:
+        return self.done if self.arrays else self.done.parent
+
+    def run(self) -> Path:
+        case = generate_nano(self.seed) if self.spacing is None else generate(self.seed, self.spacing)
+        return write_arrays(case, self.folder) if self.arrays else write_case(case, self.result)
+
+    def check(self) -> None:
+        """That the patient who is there is the one who would be written. Raises InputError."""
+        if self.arrays:
+            return
+        try:
+            told = json.loads(self.done.read_text("utf-8"))
+            generator, grid = told.get("generator"), told.get("grid", {})
+        except (ValueError, AttributeError) as error:
+            raise InputError(f"{self.done} is damaged ({error}); delete it to have it written anew") from error
+        if generator != GENERATOR:
+            raise InputError(f"{self.done.parent} is of another version's cohort; name another folder")
+        shape, spacing = grid.get("shape"), tuple(grid.get("spacing_mm", ()))
+        if spacing != self.spacing if self.spacing else shape != [PIXELS, PIXELS, SLICES]:
+            raise InputError(f"{self.done.parent} has another resolution; name another folder")
+
+
+def unwritten(folder: Path, count: int, seed: int, *, arrays: bool = False) -> int:
+    """How many patients ``write_cohort`` would still have to write."""
+    return sum(not _Job(each, folder, None, arrays).done.exists() for each in range(seed, seed + count))
 
 
 def write_cohort(
@@ -91,17 +134,22 @@ def write_cohort(
     count: int,
     seed: int,
     *,
-    spacing: tuple[float, float, float] = SPACING,
+    spacing: tuple[float, float, float] | None = SPACING,
     arrays: bool = False,
     workers: int = 2,
 ) -> Iterator[Path]:
-    """Write patients ``seed`` … ``seed + count − 1``, yielding each as it is done; those already there are kept."""
+    """Write patients ``seed`` … ``seed + count − 1``, yielding each as it is done; those already there are kept.
+
+    ``spacing`` is in mm; ``None`` gives the (128, 128, 32) grid of nano. Raises InputError for patients there
+    that another version or another resolution has written.
+    """
     jobs = []
-    for s in range(seed, seed + count):
-        done = folder / (f"{patient_id(s)}.npz" if arrays else f"{patient_id(s)}/truth.json")
-        if done.exists():
-            yield done if arrays else done.parent
+    for job in (_Job(each, folder, spacing, arrays) for each in range(seed, seed + count)):
+        if job.done.exists():
+            job.check()
+            yield job.result
         else:
-            jobs.append((s, str(folder), spacing, arrays))
-    with ProcessPoolExecutor(workers) as pool:
-        yield from (Path(p) for p in pool.map(_write_one, jobs))
+            jobs.append(job)
+    if jobs:
+        with ProcessPoolExecutor(min(workers, len(jobs)), initializer=calm_worker) as pool:
+            yield from pool.map(_Job.run, jobs)

@@ -88,9 +88,9 @@ class Lesion:
 
 
 def sample_size(rng: np.random.Generator, largest_mm: float = 65.0) -> float:
-    """Largest diameter in mm: 15 % under 2 cm, 45 % 2–4 cm, 40 % above."""
+    """Largest diameter in whole mm: 15 % under 2 cm, 45 % 2–4 cm, 40 % above."""
     low, high = ((10.0, 20.0), (20.0, 40.0), (40.0, largest_mm))[rng.choice(3, p=(0.15, 0.45, 0.40))]
-    return float(rng.uniform(low, high))
+    return float(round(rng.uniform(low, high)))
 
 
 def tube_frame(tube: Tube, t: float) -> tuple[Array, float, Array]:

@@ -12,7 +12,7 @@ from tumorchain_agent.tools.organs import STRUCTURES
 from tumorchain_agent.tools.picture import Outline, outlined_slice
 from tumorchain_agent.training.phantom.anatomy import ORGAN_IDS
 from tumorchain_agent.training.phantom.patient import KINDS, ORGANS, Case
-from tumorchain_agent.training.phantom.text import clinical_stage
+from tumorchain_agent.training.phantom.reports import clinical_stage
 
 TILE, COLUMNS = 440, 4
 """Side of a picture in pixels, and pictures in a row."""

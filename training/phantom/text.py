@@ -1,4 +1,4 @@
-"""What is said about a phantom: questions, the rounds that answer them, and the two reports.
+"""What is asked and answered about a phantom: questions, and the rounds that answer them.
 
 A first round only names the organs worth a closer look; it commits to nothing, so that a later round can't copy
 a verdict from it. The last round follows findings → impression → pathology.
@@ -10,9 +10,11 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from tumorchain_agent.tools.organs import display_name
-from tumorchain_agent.tools.tnm import stage_group
+from tumorchain_agent.tools.organs import MERGE
+from tumorchain_agent.tools.organs import ORGANS as TABLE
+from tumorchain_agent.training.phantom import wording as W
 from tumorchain_agent.training.phantom.patient import ORGANS, Truth
+from tumorchain_agent.training.phantom.wording import Rng
 
 QUESTIONS: dict[str, tuple[str, ...]] = {
     "organ": (
@@ -53,22 +55,6 @@ QUESTIONS: dict[str, tuple[str, ...]] = {
     ),
 }
 
-_SPOKEN = {
-    "colorectum": "colon",
-    "liver": "liver",
-    "pancreas": "pancreas",
-    "stomach": "stomach",
-    "esophagus": "esophagus",
-}
-_SECTION = {
-    "liver": "{part} of the liver",
-    "pancreas": "pancreatic {part}",
-    "stomach": "gastric {part}",
-    "colorectum": "{part}",
-    "esophagus": "{part} esophagus",
-}
-
-
 @dataclass(frozen=True)
 class Sample:
     """A question with its rounds: ``organs[i]`` is the evidence that round ``i`` is shown (none for the first)."""
@@ -80,93 +66,63 @@ class Sample:
     asked_organ: str | None = None
 
 
-def spoken(organ: str) -> str:
-    """How a report names an organ: ``colon`` for ``colorectum``."""
-    return _SPOKEN.get(organ, display_name(organ))
-
-
-def listing(organs: list[str]) -> str:
-    """``the liver``, ``the liver and the colon``, ``the liver, the colon and the stomach``."""
-    names = [f"the {spoken(o)}" for o in organs]
-    return names[0] if len(names) == 1 else f"{', '.join(names[:-1])} and {names[-1]}"
-
-
-def section_phrase(truth: Truth) -> str:
-    return _SECTION[str(truth.organ)].format(part=truth.substructure)
-
-
-def size_phrase(size_mm: float) -> str:
-    """Small, medium or large by the strata of the evaluation."""
-    return "under 2 cm" if size_mm < 20 else "2 to 4 cm" if size_mm <= 40 else "over 4 cm"
-
-
 def ask(rng: np.random.Generator, subtask: str, organ: str | None = None) -> str:
     """A question of a subtask in one of its wordings."""
     choices = QUESTIONS[subtask]
-    return choices[int(rng.integers(len(choices)))].format(organ=spoken(organ) if organ else "")
+    return choices[int(rng.integers(len(choices)))].format(organ=W.spoken(organ) if organ else "")
 
 
-def look_closer(organs: list[str]) -> str:
-    """The text of a round that only decides where to look."""
-    verb = "needs" if len(organs) == 1 else "need"
-    words = listing(organs)
-    return f"{words[0].upper()}{words[1:]} {verb} a closer look."
+def findings(truth: Truth, examined: list[str], rng: Rng = None) -> str:
+    """The findings sentences; ``examined`` are organs in the scan, and no other organ is named.
 
-
-def clinical_stage(truth: Truth) -> str | None:
-    """Stage group of the truth, by the table; phantoms of the esophagus are squamous-cell carcinomas."""
-    histology = "squamous" if truth.organ == "esophagus" else None
-    return stage_group(str(truth.organ), str(truth.t), str(truth.n), str(truth.m), histology=histology)
-
-
-def findings(truth: Truth, examined: list[str]) -> str:
-    """The findings sentence; ``examined`` are organs in the scan."""
+    Simple cysts aren't worth a word; pseudocysts and pancreatitis are, as they are taken for tumours.
+    """
     if not examined:
         return "Findings: nothing was assessed."
+    clauses = [f"Findings: {_mass_or_none(truth, examined, rng)}."]
+    for named, sentence in ((truth.invaded, W.invades), (truth.compresses, W.pushes)):
+        seen = [number for number in named if TABLE[int(MERGE[number])] in examined]
+        clauses += [sentence(seen, rng)] if seen else []
+    clauses += [W.nodes(rng)] if truth.nodes else []
+    sites = [site for site in truth.sites if site != "liver" or "liver" in examined]
+    clauses += [W.spread(site, rng) for site in sites]
+    alike = [each for each in truth.mimics if not each.endswith(":cyst") and each.split(":")[0] in examined]
+    clauses += [W.benign(alike, rng)] if alike else []
+    return " ".join(clauses)
+
+
+def _mass_or_none(truth: Truth, examined: list[str], rng: Rng) -> str:
     if truth.organ is None:
-        return f"Findings: no mass in {listing(examined)}."
-    count = "solitary" if truth.count == 1 else "multiple"
-    sentence = (
-        f"Findings: {count} {truth.density} {truth.shape} {truth.boundary} mass of the {section_phrase(truth)}, "
-        f"{size_phrase(truth.size_mm)}."
-    )
-    if truth.nodes:
-        sentence += " Enlarged regional lymph nodes."
-    if truth.metastases and "liver" in examined:
-        sentence += " Liver metastases."
-    return sentence
+        return W.clear(examined, rng)
+    return W.mass(truth, W.size_phrase(truth.size_mm, rng), rng)
 
 
-def impression(truth: Truth) -> str:
-    return (
-        "Impression: no tumor." if truth.organ is None else f"Impression: tumor of the {spoken(truth.organ)}."
-    )
+def impression(truth: Truth, rng: Rng = None) -> str:
+    return f"Impression: {W.verdict(truth, rng)}."
 
 
-def pathology(truth: Truth) -> str:
-    if truth.organ is None:
-        return "Pathology: TNM does not apply."
-    return f"Pathology: c{truth.t} {truth.n} {truth.m}."
+def pathology(truth: Truth, rng: Rng = None) -> str:
+    return f"Pathology: {W.tnm(truth, rng)}."
 
 
 def short_answer(truth: Truth, subtask: str, asked: str | None) -> str:
     """The answer proper; what an evaluation compares."""
     if subtask == "tumor_position":
         return (
-            f"yes, a tumor of the {spoken(str(asked))}"
+            f"yes, a tumor of the {W.spoken(str(asked))}"
             if asked in truth.abnormal_organs
-            else f"no tumor of the {spoken(str(asked))}"
+            else f"no tumor of the {W.spoken(str(asked))}"
         )
     if truth.organ is None:
         return "no tumor"
     answers = {
-        "organ": spoken(truth.organ),
-        "segment": section_phrase(truth),
+        "organ": W.spoken(truth.organ),
+        "segment": W.section_phrase(truth),
         "shape": str(truth.shape),
         "boundary": str(truth.boundary),
         "density": str(truth.density),
-        "count": "solitary" if truth.count == 1 else "multiple",
-        "others": size_phrase(truth.size_mm),
+        "count": W.count_word(truth),
+        "others": W.size_phrase(truth.size_mm),
         "tumor": f"c{truth.t}",
         "node": str(truth.n),
         "metastasis": str(truth.m),
@@ -176,19 +132,28 @@ def short_answer(truth: Truth, subtask: str, asked: str | None) -> str:
 
 
 def final_text(
-    truth: Truth, examined: list[str], subtask: str, asked: str | None = None, absent: tuple[str, ...] = ()
+    truth: Truth,
+    examined: list[str],
+    subtask: str,
+    asked: str | None = None,
+    absent: tuple[str, ...] = (),
+    rng: Rng = None,
 ) -> str:
-    """The last round: findings → impression → pathology, then the answer; an absent organ is not assessed."""
-    parts = [findings(truth, examined)]
-    parts += [f"The {spoken(o)} is not in the scan and was not assessed." for o in absent]
-    parts += [impression(truth), pathology(truth), closing(answer_text(truth, subtask, asked, absent))]
+    """The last round: findings → impression → pathology, then the answer; an absent organ is not assessed.
+
+    ``rng`` draws the wording of all but the answer; without it the wording is the canonical one.
+    """
+    parts = [findings(truth, examined, rng)]
+    parts += [f"The {W.spoken(o)} is not in the scan and was not assessed." for o in absent]
+    parts += [impression(truth, rng), pathology(truth, rng)]
+    parts.append(closing(answer_text(truth, subtask, asked, absent)))
     return " ".join(parts)
 
 
 def answer_text(truth: Truth, subtask: str, asked: str | None, absent: tuple[str, ...]) -> str:
     """The short answer, or that the organ asked about was not assessed because the scan doesn't hold it."""
     if asked and asked in absent:
-        return f"{spoken(asked)} not assessed"
+        return f"{W.spoken(asked)} not assessed"
     return short_answer(truth, subtask, asked)
 
 
@@ -207,13 +172,13 @@ def compose(rng: np.random.Generator, truth: Truth, subtask: str, suspicion: dic
     asked = str(rng.choice(ORGANS)) if subtask == "tumor_position" else None
     first, later = _to_examine(rng, truth, subtask, suspicion, asked)
     rounds: list[tuple[str, ...]] = [(), tuple(first)]
-    texts = [look_closer(first)]
+    texts = [W.look_closer(first, rng)]
     if later:
         rounds.append(tuple(later))
-        texts.append(look_closer(later))
+        texts.append(W.look_closer(later, rng))
     seen = [*first, *later]
     absent = tuple(o for o in seen if o not in suspicion)
-    texts.append(final_text(truth, [o for o in seen if o in suspicion], subtask, asked, absent))
+    texts.append(final_text(truth, [o for o in seen if o in suspicion], subtask, asked, absent, rng))
     return Sample(subtask, ask(rng, subtask, asked), tuple(rounds), tuple(texts), asked)
 
 
@@ -238,14 +203,3 @@ def _to_examine(
     if missed:
         return first, [str(needed)]
     return first, rest[:1] if rest and rng.random() < 0.15 else []
-
-
-def radiology_report(truth: Truth) -> str:
-    """The report a radiologist would dictate; nothing of pathology."""
-    return f"{findings(truth, ['liver'])} {impression(truth)}"
-
-
-def pathology_report(truth: Truth) -> str:
-    """TNM with stage group, or the absence of disease."""
-    stage = clinical_stage(truth) if truth.organ else None
-    return pathology(truth) + (f" Stage {stage}." if stage else "")

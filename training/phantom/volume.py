@@ -24,6 +24,7 @@ from tumorchain_agent.training.phantom.mimics import sample_mimics
 from tumorchain_agent.training.phantom.patient import ORGANS, Case, Plan, body_grid, realise, sample_plan
 from tumorchain_agent.training.phantom.render import Appearance, Sampling
 from tumorchain_agent.training.phantom.shapes import Array, Grid, triple
+from tumorchain_agent.training.workers import calm_worker
 
 SLICES, PIXELS = 32, 128
 Scalar = TypeVar("Scalar", bound=np.generic)
@@ -52,6 +53,12 @@ def model_grid(plan: Plan, rng: np.random.Generator | None = None) -> Grid:
         (z0 + z1) / 2 - step * (SLICES - 1) / 2,
     )
     return Grid((PIXELS, PIXELS, SLICES), (pixel, pixel, float(step)), triple(origin))
+
+
+def generate_nano(seed: int, *, tumor_share: float = 0.6, organ: str | None = None) -> Case:
+    """The patient of ``patient.generate`` on the (128, 128, 32) grid that nano looks at."""
+    plan = sample_plan(seed, tumor_share=tumor_share, organ=organ)
+    return realise(plan, model_grid(plan))
 
 
 def to_model_axes(array: NDArray[Scalar]) -> NDArray[Scalar]:
@@ -114,7 +121,7 @@ def make_pool(folder: Path, count: int, first_seed: int, workers: int = 2) -> Po
         for n in ("labels", "tissue")
     ]
     grids = np.zeros((count, 6))
-    with ProcessPoolExecutor(workers) as pool:
+    with ProcessPoolExecutor(workers, initializer=calm_worker) as pool:
         for i, (grid, *painted) in enumerate(pool.map(_paint, map(int, seeds), chunksize=8)):
             grids[i] = grid
             for array, values in zip(arrays, painted, strict=True):
