@@ -135,6 +135,8 @@ _JOINT: Final = re.compile(r"(?!.*\n\s*\n)[\s_'’‐‑–-]*", re.DOTALL)
 """What may stand between two words of one phrase."""
 _LIST_MARK: Final = re.compile(r"\s*[/&,+‐‑–-]\s*")
 _LIST_WORDS: Final = frozenset({"and", "or", "to", "through"})
+_MEASURE: Final = re.compile(r"\d[\d.,]*(?:\s*(?:to|and|by|x|×|[-–])\s*\d[\d.,]*)*\s*[cm]m\b")
+"""A length, whose number is no segment: "right lobe of the liver, 2 to 4 cm"."""
 _GROUP: Final = re.compile(r"\(([^()\[\]]*)\)|\[([^()\[\]]*)\]")
 
 
@@ -264,7 +266,8 @@ class _Scan:
         while parts and target[1] and (start := self._skip_list_mark(index, target[0])):
             length, targets = self._longest(parts, start)
             sided = length == 1 and self.words[start] in ("left", "right")
-            if not length or sided or self._longest(self.vocabulary.root, start)[0] > 0:
+            measure = _MEASURE.match(self.text, self.starts[start])
+            if not length or sided or measure or self._longest(self.vocabulary.root, start)[0] > 0:
                 break
             found += self._mention(start, length, targets)
             index = start + length

@@ -133,7 +133,7 @@ def _place_on_livers_edge(rng: np.random.Generator, anatomy: Anatomy, lobe: str,
         if float(other.ratio(*surface)) > 1.05:
             break
     inward = (middle - surface) / np.linalg.norm(middle - surface)
-    depth = size / 2 * rng.uniform(0.7, 1.0) + rng.uniform(0, 3)
+    depth = size / 2 * rng.uniform(0.7, 1.0) + rng.uniform(0, 2)
     centre: Array = (surface + inward * depth).astype(np.float32)
     return centre
 
