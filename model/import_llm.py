@@ -218,6 +218,8 @@ def _without_none(values: Mapping[str, Any]) -> dict[str, Any]:
 def _rope(text: Mapping[str, Any]) -> dict[str, Any]:
     """``rope_parameters`` of transformers 5, or ``rope_theta`` beside ``rope_scaling`` of before."""
     stored = text.get("rope_parameters") or text.get("rope_scaling") or {}
+    if not isinstance(stored, dict):
+        return {"rope_type": stored}
     kind = stored.get("rope_type") or stored.get("type") or "default"
     return _without_none({"rope_theta": stored.get("rope_theta", text.get("rope_theta")), "rope_type": kind})
 

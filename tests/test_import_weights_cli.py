@@ -20,13 +20,22 @@ Capture = pytest.CaptureFixture[str]
 
 @pytest.fixture(scope="module")
 def sources(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    from tests.model.published import publish, publish_m3d, qwen_vl
-    from tumorchain_agent.model.config import VitConfig
+    """A tiny LLM, and no encoder yet."""
+    from tests.model.published import publish, qwen_vl
 
     folder = tmp_path_factory.mktemp("published")
     publish(qwen_vl(), folder / "qwen")
-    publish_m3d(folder / "vit.bin", VitConfig(), "vision_encoder.")
     return folder
+
+
+@pytest.fixture(scope="module")
+def whole(sources: Path) -> Path:
+    """The same with an encoder of 350 MB."""
+    from tests.model.published import publish_m3d
+    from tumorchain_agent.model.config import VitConfig
+
+    publish_m3d(sources / "vit.bin", VitConfig(), "vision_encoder.")
+    return sources
 
 
 def words(sources: Path, out: Path, *more: str) -> list[str]:
@@ -36,12 +45,12 @@ def words(sources: Path, out: Path, *more: str) -> list[str]:
 
 @pytest.mark.slow
 def test_it_makes_a_checkpoint_and_says_that_it_is_to_be_trained(
-    sources: Path, tmp_path: Path, capsys: Capture
+    whole: Path, tmp_path: Path, capsys: Capture
 ) -> None:
     from tumorchain_agent.model.checkpoint import verify
 
     out = tmp_path / "start"
-    assert main(words(sources, out, "--size", "custom", "--seed", "7")) == 0
+    assert main(words(whole, out, "--size", "custom", "--seed", "7")) == 0
     shown = capsys.readouterr()
     info = verify(out)
     assert info.provenance["seed"] == 7
@@ -54,7 +63,7 @@ def test_it_makes_a_checkpoint_and_says_that_it_is_to_be_trained(
     ):
         assert part in shown.out
     assert "LLM shard" in shown.err
-    assert main(words(sources, out, "--size", "custom")) == 2
+    assert main(words(whole, out, "--size", "custom")) == 2
     assert "exists already and is not replaced: name a new folder" in capsys.readouterr().err
 
 
@@ -74,7 +83,6 @@ def test_verbose_lists_every_key_that_does_not_fit(tmp_path: Path, sources: Path
     from tests.model.published import rewrite
 
     shutil.copytree(sources / "qwen", tmp_path / "qwen")
-    (tmp_path / "vit.bin").symlink_to(sources / "vit.bin")
     rewrite(tmp_path / "qwen", lambda s: {k: v for k, v in s.items() if ".layers." not in k})
     assert main(words(tmp_path, tmp_path / "out", "--size", "custom")) == 2
     brief = capsys.readouterr().err
@@ -104,8 +112,8 @@ def heed_ctrl_c() -> None:
 
 
 @pytest.mark.slow
-def test_interrupted_it_writes_nothing(sources: Path, tmp_path: Path) -> None:
-    argv = [sys.executable, "-c", STALLED_IMPORT, *words(sources, tmp_path / "out", "--size", "custom")]
+def test_interrupted_it_writes_nothing(whole: Path, tmp_path: Path) -> None:
+    argv = [sys.executable, "-c", STALLED_IMPORT, *words(whole, tmp_path / "out", "--size", "custom")]
     options: dict[str, Any] = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True}
     with subprocess.Popen(argv, preexec_fn=heed_ctrl_c, **options) as process:
         assert process.stdout is not None

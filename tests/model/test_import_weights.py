@@ -20,6 +20,7 @@ from transformers import (
 )
 from transformers.models.qwen2.tokenization_qwen2 import Qwen2Tokenizer
 
+from tests.model.conftest import TEXTS
 from tests.model.oracle import error, fill
 from tests.model.published import (
     ENCODER,
@@ -171,6 +172,17 @@ def test_the_folder_is_a_plain_qwen2_folder_for_transformers(sources: Path, made
     assert ours.eos_token_id == config["eos_token_id"] == end
     assert GenerationConfig.from_pretrained(made).eos_token_id == end
     assert "processor_class" not in (made / "tokenizer_config.json").read_text()
+
+
+def test_a_tokenizer_of_vocabulary_and_merges_alone_gives_the_same_ids(
+    sources: Path, made: Path, tmp_path: Path
+) -> None:
+    folder = qwen_copy(sources, tmp_path)
+    (folder / "tokenizer.json").unlink()
+    run(folder, sources / "vit.bin", tmp_path / "out")
+    ours, theirs = load_tokenizer(tmp_path / "out"), load_tokenizer(made)
+    for text in (*TEXTS, "<|im_start|>user\n<|evidence_pad|> élan<|im_end|>\n"):
+        assert ours.encode(text) == theirs.encode(text)
 
 
 def test_shards_stay_shards_and_hold_the_same_bytes_without_the_visual_ones(
