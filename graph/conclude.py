@@ -46,7 +46,7 @@ def build_answer(state: IIRState, config: IIRConfig, chat_model: BaseChatModel) 
     conclusion = rounds[-1].text.strip()
     absent = absent_organs(conclusion, evidence, segmentation)
     tnm = read_tnm(state["question"], conclusion)
-    notices = [*notices_of(state), *_late_notices(conclusion, absent, tnm, evidence)]
+    notices = [*notices_of(state), *_late_notices(conclusion, absent, tnm, evidence, segmentation)]
     spans = state.get("spans", [])
     return Answer(
         question=state["question"],
@@ -105,9 +105,13 @@ def total_usage(rounds: Sequence[Round]) -> Usage:
 
 
 def _late_notices(
-    conclusion: str, absent: Sequence[str], tnm: TNM, evidence: dict[str, OrganEvidence]
+    conclusion: str,
+    absent: Sequence[str],
+    tnm: TNM,
+    evidence: dict[str, OrganEvidence],
+    segmentation: SegmentationInfo,
 ) -> list[Notice]:
-    found = [absent_notice(organ) for organ in absent if organ not in evidence]
+    found = [absent_notice(organ, segmentation) for organ in absent if organ not in evidence]
     found += absent_described(conclusion, absent)
     found += [Notice(code="tnm_flag", message=flag, organ=tnm.primary_organ) for flag in tnm.flags]
     return found

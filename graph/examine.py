@@ -4,8 +4,15 @@ from __future__ import annotations
 
 from tumorchain_agent.errors import TumorChainError
 from tumorchain_agent.graph.client import Classified, CTTools, Measured, Pictured
-from tumorchain_agent.graph.state import ExamineInput
-from tumorchain_agent.records import EvidenceKind, Measurement, Notice, OrganEvidence, TokenSet
+from tumorchain_agent.graph.state import ExamineInput, segmentation_of
+from tumorchain_agent.records import (
+    EvidenceKind,
+    Measurement,
+    Notice,
+    OrganEvidence,
+    SegmentationInfo,
+    TokenSet,
+)
 from tumorchain_agent.tools.organs import display_name
 
 
@@ -17,6 +24,7 @@ async def examine_organ(tools: CTTools, kind: EvidenceKind, state: ExamineInput)
     scan_id, segmentation_id = state["scan"]["scan_id"], state["segmentation"]["segmentation_id"]
     organ = state["organ"]
     await tools.restore(state["scan_path"], state["volume"], scan_id, segmentation_id, state["masks"])
+    segmentation = segmentation_of(state)
     measured = await tools.measure_organs(scan_id, segmentation_id, [organ])
     measurement = _measurement_of(organ, measured)
     tokens: TokenSet | None = None
@@ -37,12 +45,20 @@ async def examine_organ(tools: CTTools, kind: EvidenceKind, state: ExamineInput)
         measurement=measurement,
         classification=next((item for item in classified.classifications if item.organ == organ), None),
         uris=_uris(organ, tokens, measured, pictured, classified),
-        notices=tuple(dict.fromkeys(_notices(measurement, tokens, measured, pictured, classified))),
+        notices=tuple(
+            dict.fromkeys(_notices(measurement, segmentation, tokens, measured, pictured, classified))
+        ),
     )
 
 
-def absent_notice(organ: str) -> Notice:
-    """Missing is not normal."""
+def absent_notice(organ: str, segmentation: SegmentationInfo) -> Notice:
+    """Missing is not normal; what the weights were never trained to find may well be there."""
+    if organ in segmentation.organs_unknown:
+        return Notice(
+            code="organ_unknown",
+            message=f"{display_name(organ)} can't be found by the segmentation weights in use: not assessed.",
+            organ=organ,
+        )
     return Notice(
         code="organ_absent",
         message=f"{display_name(organ)} is not in the scan: not assessed, which is not normal.",
@@ -70,6 +86,7 @@ def _uris(
 
 def _notices(
     measurement: Measurement,
+    segmentation: SegmentationInfo,
     tokens: TokenSet | None,
     measured: Measured,
     pictured: Pictured,
@@ -77,7 +94,7 @@ def _notices(
 ) -> list[Notice]:
     organ, name = measurement.organ, display_name(measurement.organ)
     if not measurement.present:
-        return [absent_notice(organ)]
+        return [absent_notice(organ, segmentation)]
     found = [*measured.notices, *pictured.notices, *classified.notices]
     found += [notice for item in classified.classifications for notice in item.notices]
     found += tokens.notices if tokens is not None else ()

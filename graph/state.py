@@ -157,7 +157,7 @@ def scan_of(state: IIRState | ExamineInput | FirstLookInput) -> ScanInfo:
     return ScanInfo.model_validate(state["scan"])
 
 
-def segmentation_of(state: IIRState) -> SegmentationInfo:
+def segmentation_of(state: IIRState | ExamineInput) -> SegmentationInfo:
     return SegmentationInfo.model_validate(state["segmentation"]["info"])
 
 

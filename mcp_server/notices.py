@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
 
-from tumorchain_agent.records import Measurement, Notice
+from tumorchain_agent.records import Measurement, Notice, SegmentationInfo
 from tumorchain_agent.tools.distribution import Departure
 from tumorchain_agent.tools.organs import display_name
 
@@ -32,10 +32,21 @@ def out_of_distribution(found: Sequence[Departure]) -> Notice:
     )
 
 
-def absent(organ: str) -> Notice:
-    """Missing is not normal."""
+def absent(organ: str, segmentation: SegmentationInfo) -> Notice:
+    """Missing is not normal, and what the weights can't find isn't even missing."""
+    if organ in segmentation.organs_unknown:
+        return unknown(organ)
     message = f"{display_name(organ)} was not found in the scan: not assessed, which is not normal."
     return Notice(code="organ_absent", message=message, organ=organ)
+
+
+def unknown(organ: str) -> Notice:
+    """The weights were never trained to find it."""
+    message = (
+        f"{display_name(organ)} can't be found by the installed segmentation weights: not assessed. "
+        "Install TotalSegmentator's weights, or pass masks."
+    )
+    return Notice(code="organ_unknown", message=message, organ=organ)
 
 
 def out_of_view(organ: str) -> Notice:
@@ -44,12 +55,12 @@ def out_of_view(organ: str) -> Notice:
     return Notice(code="organ_without_tokens", message=message, organ=organ)
 
 
-def measured(records: Iterable[Measurement]) -> list[Notice]:
+def measured(records: Iterable[Measurement], segmentation: SegmentationInfo) -> list[Notice]:
     """Organs that are absent or cut by the scan's edge."""
     notices = []
     for record in records:
         if not record.present:
-            notices.append(absent(record.organ))
+            notices.append(absent(record.organ, segmentation))
         elif record.cut_by_edge:
             faces = ", ".join(record.cut_by_edge)
             message = (

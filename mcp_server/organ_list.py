@@ -22,8 +22,16 @@ _CHOICE: Final = re.compile(r"\[([^\[\]|]*)(?:\|[^\[\]]*)?\]")
 NO_WEIGHTS: Final = "no segmentation weights are usable here: see segmentation_choices, or pass masks"
 
 
-def organ_infos(present: Collection[str] | None, segmentable: bool) -> tuple[OrganInfo, ...]:
-    """Every organ; ``present`` are those that the scan holds, ``None`` when it hasn't been segmented."""
+UNKNOWN: Final = "the installed weights were never trained on it: install TotalSegmentator's, or pass masks"
+
+
+def organ_infos(
+    present: Collection[str] | None, segmentable: bool, unknown: Collection[str] = ()
+) -> tuple[OrganInfo, ...]:
+    """Every organ; ``present`` are those that the scan holds, ``None`` when it hasn't been segmented.
+
+    ``unknown`` are organs that the weights in use can't find.
+    """
     return tuple(
         OrganInfo(
             organ_id=number,
@@ -32,8 +40,8 @@ def organ_infos(present: Collection[str] | None, segmentable: bool) -> tuple[Org
             synonyms=_synonyms()[name],
             structures=organ_structures(name),
             present=None if present is None else name in present,
-            segmentable=segmentable,
-            unavailable_because=None if segmentable else NO_WEIGHTS,
+            segmentable=segmentable and name not in unknown,
+            unavailable_because=(UNKNOWN if name in unknown else None) if segmentable else NO_WEIGHTS,
         )
         for number, name in ORGANS.items()
     )

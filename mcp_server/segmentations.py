@@ -117,6 +117,11 @@ class Segmentations:
         detail = "pass masks=<.nii.gz with TotalSegmentator v2 ids on the scan's grid> to segment_organs"
         return (*found, SegmentationChoice(source="given", available=True, detail=detail))
 
+    def organs_unknown(self) -> tuple[str, ...]:
+        """Organs that the weights in use were never trained to find."""
+        weights = self._weights_in_use()
+        return () if weights is None else weights.organs_unknown
+
     def _choice(self, source: Literal["official", "nano"], used: Weights | None) -> SegmentationChoice:
         from tumorchain_agent.tools.segment_weights import find_weights
 

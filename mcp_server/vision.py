@@ -17,7 +17,7 @@ from tumorchain_agent.mcp_server.segmentations import Segmentations
 from tumorchain_agent.mcp_server.served_checkpoint import ServedCheckpoint
 from tumorchain_agent.mcp_server.store import Entry, Store
 from tumorchain_agent.mcp_server.views import Views
-from tumorchain_agent.records import Classification, Notice, TokenSet
+from tumorchain_agent.records import Classification, Notice, SegmentationInfo, TokenSet
 from tumorchain_agent.tools.organs import ORGANS
 
 if TYPE_CHECKING:
@@ -46,10 +46,10 @@ class Vision:
 
     def roi_tokens(self, scan_id: str, segmentation_id: str, organ: str, job: Job) -> TokenSet:
         """τ_l = Γ(τ_v, mask), projected; none for an absent organ, with a notice."""
-        present = self._present(scan_id, segmentation_id, job)
+        segmentation = self._segmentations.info(scan_id, segmentation_id, job)
         blob, from_cache = self._roi(scan_id, segmentation_id, organ, job.part(0.0, 0.95))
         found = self._views.notices(scan_id, job.part(0.95, 1.0))
-        limits = found if _header(blob).count else (_nothing_of(organ, organ in present),)
+        limits = found if _header(blob).count else (_nothing_of(organ, segmentation),)
         uri = uris.fill(
             uris.ROI_TOKENS,
             scan_id=scan_id,
@@ -63,10 +63,10 @@ class Vision:
         self, scan_id: str, segmentation_id: str, organs: Sequence[str], job: Job
     ) -> tuple[tuple[Classification, ...], bool]:
         """Cls of each organ, and whether it was known; absent or out of view is "not assessed"."""
-        present = self._present(scan_id, segmentation_id, job)
+        segmentation = self._segmentations.info(scan_id, segmentation_id, job)
         p_abnormal, from_cache = self._p_abnormal(scan_id, segmentation_id, job.part(0.0, 0.95))
         limits = self._views.notices(scan_id, job.part(0.95, 1.0))
-        records = [self._record(organ, organ in present, p_abnormal.get(organ), limits) for organ in organs]
+        records = [self._record(organ, segmentation, p_abnormal.get(organ), limits) for organ in organs]
         return tuple(records), from_cache
 
     def global_file(self, scan_id: str, checkpoint_id: str, job: Job) -> bytes:
@@ -78,9 +78,6 @@ class Vision:
         """The safetensors file of τ_l. Raises CheckpointError when the server runs another checkpoint."""
         self._served.check_id(checkpoint_id)
         return self._roi(scan_id, segmentation_id, organ, job)[0]
-
-    def _present(self, scan_id: str, segmentation_id: str, job: Job) -> tuple[str, ...]:
-        return self._segmentations.info(scan_id, segmentation_id, job).organs_present
 
     def _key(self, scan_id: str, *more: str) -> tuple[str, ...]:
         return (scan_id, self._served.checkpoint_id, self._served.preprocessing_key, *more)
@@ -169,10 +166,15 @@ class Vision:
         )
 
     def _record(
-        self, organ: str, present: bool, p_abnormal: float | None, limits: tuple[Notice, ...]
+        self,
+        organ: str,
+        segmentation: SegmentationInfo,
+        p_abnormal: float | None,
+        limits: tuple[Notice, ...],
     ) -> Classification:
+        present = organ in segmentation.organs_present
         if p_abnormal is None or not present:
-            label, p_abnormal, limits = "not assessed", None, (_nothing_of(organ, present),)
+            label, p_abnormal, limits = "not assessed", None, (_nothing_of(organ, segmentation),)
         else:
             label = "abnormal" if p_abnormal >= 0.5 else "normal"
         return Classification.model_validate(
@@ -187,8 +189,10 @@ class Vision:
         )
 
 
-def _nothing_of(organ: str, present: bool) -> Notice:
-    return notices.out_of_view(organ) if present else notices.absent(organ)
+def _nothing_of(organ: str, segmentation: SegmentationInfo) -> Notice:
+    if organ in segmentation.organs_present:
+        return notices.out_of_view(organ)
+    return notices.absent(organ, segmentation)
 
 
 def _save_tokens(target: Path, tokens: torch.Tensor, cells: int = 0) -> None:

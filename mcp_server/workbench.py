@@ -91,9 +91,9 @@ class Workbench:
             segmentation_id = self._segmentations.current_id(scan_id)
         if scan_id is not None and segmentation_id is not None:
             present = self._segmentations.info(scan_id, segmentation_id, job).organs_present
-        choices = self._segmentations.choices()
+        choices, unknown = self._segmentations.choices(), self._segmentations.organs_unknown()
         return OrganList(
-            organs=organ_infos(present, any(choice.would_be_used for choice in choices)),
+            organs=organ_infos(present, any(choice.would_be_used for choice in choices), unknown),
             segmentation_choices=choices,
             scan_id=scan_id,
             segmentation_id=segmentation_id,
@@ -138,7 +138,7 @@ class Workbench:
             measurements=tuple(records),
             uris={m.organ: uris.fill(uris.MEASUREMENT, **ids, organ=m.organ) for m in records},
             from_cache=from_cache,
-            notices=notices.unique(info.notices, notices.measured(records) if wanted else ()),
+            notices=notices.unique(info.notices, notices.measured(records, info) if wanted else ()),
         )
 
     def encode_scan(self, scan_id: str, job: Job = SILENT) -> TokenSet:
@@ -204,7 +204,7 @@ class Workbench:
             present=present,
             pictures=pictures,
             from_cache=from_cache,
-            notices=notices.unique(info.notices, () if present else (notices.absent(name),)),
+            notices=notices.unique(info.notices, () if present else (notices.absent(name, info),)),
         )
 
     def global_tokens_file(self, scan_id: str, checkpoint_id: str, job: Job = SILENT) -> bytes:

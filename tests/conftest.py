@@ -159,3 +159,21 @@ def _write_slice(path: Path, pixels: Array, lps: Array, index: int, tags: dict[s
     writer.KeepOriginalImageUIDOn()
     writer.SetFileName(str(path))
     writer.Execute(image)
+
+
+def big_scan(path: Path) -> None:
+    """512 × 512 × 600 voxels, int16, gzipped slice by slice."""
+    nibabel: Any = import_module("nibabel")
+    affine, shape = torso_grid(*(336 / 512, 240 / 512, 12.0))
+    assert shape[:2] == (512, 512)
+    slices: NDArray[Any] = np.round(torso(affine, shape)[0]).astype(np.int16)
+    header = nibabel.Nifti1Header()
+    header.set_data_dtype(np.int16)
+    header.set_data_shape((512, 512, 600))
+    affine[2, 2] = 288 / 600
+    header.set_sform(affine, 1)
+    header["vox_offset"] = 352
+    with gzip.open(path, "wb", compresslevel=1) as file:
+        file.write(header.binaryblock + b"\0" * 4)
+        for index in range(600):
+            file.write(slices[:, :, index * shape[2] // 600].tobytes(order="F"))

@@ -100,6 +100,7 @@ def label_map(
     task: str,
     weights_id: str,
     seconds: float,
+    organs_unknown: tuple[str, ...] = (),
     notices: tuple[Notice, ...] = (),
 ) -> LabelMap:
     """Ids [x, y, z] on a CT's RAS+ grid → LabelMap with its record.
@@ -122,6 +123,7 @@ def label_map(
             "task": task,
             "weights_id": weights_id or hashlib.sha256(labels.T.data).hexdigest()[:24],
             "organs_present": tuple(name for key, name in ORGANS.items() if key in present),
+            "organs_unknown": organs_unknown,
             "seconds": seconds,
             "notices": notices,
         }

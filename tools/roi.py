@@ -44,6 +44,30 @@ Coverage = NDArray[np.float32]
 
 
 @dataclass(frozen=True, eq=False)
+class Mixture:
+    """Tokens as weighted means of vision tokens: known from an organ's coverage alone, before any encoding."""
+
+    cells: NDArray[np.int64]
+    """[k] indices into the 2048 vision tokens."""
+    groups: NDArray[np.int64]
+    """[k] which of the ``count`` tokens each cell belongs to."""
+    weights: Coverage
+    """[k]; those of a token sum to 1."""
+    count: int
+
+    def of(self, tokens: Tensor) -> Tensor:
+        """[count, C] from the vision tokens [2048, C]; differentiable."""
+        import torch
+
+        picked = tokens[torch.from_numpy(self.cells).to(tokens.device)]
+        if self.count == len(self.cells):
+            return picked
+        matrix = np.zeros((self.count, len(self.cells)), np.float32)
+        matrix[self.groups, np.arange(len(self.cells))] = self.weights
+        return (torch.from_numpy(matrix).to(tokens.device) @ picked.float()).to(tokens.dtype)
+
+
+@dataclass(frozen=True, eq=False)
 class RoiTokens:
     """Tokens of one organ."""
 
@@ -183,46 +207,71 @@ def covered_cells(coverage: Coverage | Tensor, min_coverage: float = MIN_COVERAG
     return cells.astype(np.int64)
 
 
+def roi_mixture(
+    coverage: Coverage | Tensor, max_tokens: int = MAX_TOKENS, min_coverage: float = MIN_COVERAGE
+) -> Mixture:
+    """How an organ's tokens come from the vision tokens, in (d, h, w) order.
+
+    An organ that covers more than ``max_tokens`` patches is averaged over blocks of patches, the smallest of
+    ``BLOCKS`` that gives few enough tokens: only its own patches, weighted by coverage. No patch is dropped.
+    """
+    if max_tokens < 1:
+        raise InputError(f"max_tokens is {max_tokens}; it must be at least 1")
+    cells = covered_cells(coverage, min_coverage)
+    if len(cells) <= max_tokens:
+        return Mixture(cells, np.arange(len(cells)), np.ones(len(cells), np.float32), len(cells))
+    d, h, w = np.unravel_index(cells, GRID)
+    for block in (*BLOCKS, GRID):
+        shape = tuple(-(-n // b) for n, b in zip(GRID, block, strict=True))
+        blocks = np.ravel_multi_index((d // block[0], h // block[1], w // block[2]), shape)
+        kept, groups = np.unique(blocks, return_inverse=True)
+        if len(kept) <= max_tokens:
+            break
+    return _mixture(coverage, cells, groups, len(kept))
+
+
+def mean_mixture(coverage: Coverage | Tensor, min_coverage: float = MIN_COVERAGE) -> Mixture:
+    """Coverage-weighted mean of an organ's tokens, for Cls. Raises InputError for an absent organ."""
+    cells = covered_cells(coverage, min_coverage)
+    if len(cells) == 0:
+        raise InputError(
+            "the organ covers no patch of the model volume, so it can't be classified; leave it out"
+        )
+    return _mixture(coverage, cells, np.zeros(len(cells), np.int64), 1)
+
+
+def global_mixture() -> Mixture:
+    """τ_g before projection: means over 2 × 2 × 2 patches, d slowest, w fastest."""
+    d, h, w = np.unravel_index(np.arange(CELLS), GRID)
+    half = tuple(n // 2 for n in GRID)
+    groups = np.ravel_multi_index((d // 2, h // 2, w // 2), half)
+    return Mixture(np.arange(CELLS), groups, np.full(CELLS, 1 / 8, np.float32), CELLS // 8)
+
+
+def _mixture(
+    coverage: Coverage | Tensor, cells: NDArray[np.int64], groups: NDArray[np.int64], count: int
+) -> Mixture:
+    weights = np.asarray(coverage, dtype=np.float32).reshape(-1)[cells]
+    sums = np.bincount(groups, weights=weights, minlength=count).astype(np.float32)
+    return Mixture(cells, groups, weights / sums[groups], count)
+
+
 def roi_tokens(
     tokens: Tensor,
     coverage: Coverage | Tensor,
     max_tokens: int = MAX_TOKENS,
     min_coverage: float = MIN_COVERAGE,
 ) -> RoiTokens:
-    """An organ's tokens out of ``tokens`` [2048, C], in (d, h, w) order.
-
-    An organ that covers more than ``max_tokens`` patches is averaged over blocks of patches, the smallest of
-    ``BLOCKS`` that gives few enough tokens: only its own patches, weighted by coverage. No patch is dropped.
-    """
-    import torch
-
+    """An organ's tokens out of ``tokens`` [2048, C] by :func:`roi_mixture`."""
     _check_tokens(tokens)
-    if max_tokens < 1:
-        raise InputError(f"max_tokens is {max_tokens}; it must be at least 1")
-    cells = covered_cells(coverage, min_coverage)
-    if len(cells) <= max_tokens:
-        return RoiTokens(tokens[torch.from_numpy(cells).to(tokens.device)], cells, pooled=False)
-    d, h, w = np.unravel_index(cells, GRID)
-    for block in (*BLOCKS, GRID):
-        shape = tuple(-(-n // b) for n, b in zip(GRID, block, strict=True))
-        blocks = np.ravel_multi_index((d // block[0], h // block[1], w // block[2]), shape)
-        kept, group = np.unique(blocks, return_inverse=True)
-        if len(kept) <= max_tokens:
-            break
-    weights = np.asarray(coverage, dtype=np.float32).reshape(-1)[cells]
-    return RoiTokens(_weighted_means(tokens, cells, weights, group, len(kept)), cells, pooled=True)
+    mixture = roi_mixture(coverage, max_tokens, min_coverage)
+    return RoiTokens(mixture.of(tokens), mixture.cells, pooled=mixture.count < len(mixture.cells))
 
 
 def mean_roi(tokens: Tensor, coverage: Coverage | Tensor, min_coverage: float = MIN_COVERAGE) -> Tensor:
-    """Coverage-weighted mean [C] of an organ's tokens, for Cls. Raises InputError for an absent organ."""
+    """[C]: an organ's mean token by :func:`mean_mixture`. Raises InputError for an absent organ."""
     _check_tokens(tokens)
-    cells = covered_cells(coverage, min_coverage)
-    if len(cells) == 0:
-        raise InputError(
-            "the organ covers no patch of the model volume, so it can't be classified; leave it out"
-        )
-    weights = np.asarray(coverage, dtype=np.float32).reshape(-1)[cells]
-    return _weighted_means(tokens, cells, weights, np.zeros(len(cells), np.int64), 1)[0]
+    return mean_mixture(coverage, min_coverage).of(tokens)[0]
 
 
 def global_pool(tokens: Tensor) -> Tensor:
@@ -230,18 +279,6 @@ def global_pool(tokens: Tensor) -> Tensor:
     _check_tokens(tokens)
     d, h, w = GRID
     return tokens.reshape(d // 2, 2, h // 2, 2, w // 2, 2, -1).mean(dim=(1, 3, 5)).reshape(CELLS // 8, -1)
-
-
-def _weighted_means(
-    tokens: Tensor, cells: NDArray[np.int64], weights: Coverage, group: NDArray[np.int64], groups: int
-) -> Tensor:
-    import torch
-
-    matrix = np.zeros((groups, len(cells)), np.float32)
-    matrix[group, np.arange(len(cells))] = weights
-    matrix /= matrix.sum(axis=1, keepdims=True)
-    picked = tokens[torch.from_numpy(cells).to(tokens.device)]
-    return (torch.from_numpy(matrix).to(tokens.device) @ picked.float()).to(tokens.dtype)
 
 
 def _check_tokens(tokens: Tensor) -> None:

@@ -16,6 +16,7 @@ from numpy.typing import NDArray
 from tumorchain_agent.errors import Cancelled, SegmentationError
 from tumorchain_agent.records import Notice
 from tumorchain_agent.settings import Settings
+from tumorchain_agent.tools.islands import without_islands
 from tumorchain_agent.tools.organs import STRUCTURES
 from tumorchain_agent.tools.segment_process import WorkerProcess
 from tumorchain_agent.tools.segment_weights import NANO_WEIGHTS, Weights, find_weights
@@ -115,6 +116,8 @@ class Segmenter:
             report("resampling", 0.0)
             image = to_spacing(ct.hu, ct.spacing_mm, weights.spacing_mm)
             low = self._predict(image, weights, report, cancelled)
+        if weights.source == "nano":
+            low = without_islands(low)
         report("finishing", 0.95)
         labels = _to_grid(low, ct.shape, cancelled)
         result = label_map(
@@ -124,6 +127,7 @@ class Segmenter:
             task=weights.task,
             weights_id=weights.weights_id,
             seconds=round(time.monotonic() - started, 3),
+            organs_unknown=weights.organs_unknown,
             notices=(NANO_NOTICE,) if weights.source == "nano" else (),
         )
         report("finished", 1.0)

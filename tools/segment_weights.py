@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import json
 import os
 from dataclasses import dataclass
 from functools import cached_property
@@ -11,12 +12,16 @@ from typing import Literal
 
 from tumorchain_agent.errors import SegmentationError
 from tumorchain_agent.settings import Settings
+from tumorchain_agent.tools.islands import ISLAND_SHARE
+from tumorchain_agent.tools.organs import MERGE, ORGANS
 
 NANO_WEIGHTS = Path(__file__).parent.parent / "model" / "nano_segmentation"
 """Ships with the package: TotalSegmentator's folder layout, one model for task ``total``, fast (3 mm)."""
 
 Mode = Literal["default", "fast", "fastest"]
 CHECKPOINT = "checkpoint_final.pth"
+TRAINED = "tumorchain_trained_labels"
+"""Key of ``dataset.json``: TotalSegmentator ids that networks of ours were trained on."""
 _MODES: tuple[Mode, ...] = ("default", "fast", "fastest")
 _WHOLE_FILE = 32 << 20
 _SAMPLE = 1 << 20
@@ -41,9 +46,20 @@ class Weights:
         return "total" if self.mode == "default" else f"total_{self.mode}"
 
     @cached_property
+    def organs_unknown(self) -> tuple[str, ...]:
+        """Organs that none of the networks was trained to find; official weights find all 56."""
+        data = [json.loads((model / "dataset.json").read_text(encoding="utf-8")) for model in self.models]
+        if not data or any(TRAINED not in dataset for dataset in data):
+            return ()
+        known = {int(MERGE[label]) for dataset in data for label in dataset[TRAINED]}
+        return tuple(name for number, name in ORGANS.items() if number not in known)
+
+    @cached_property
     def weights_id(self) -> str:
         """16 hex digits over the task and every model's files (big checkpoints by size, head and tail)."""
         digest = hashlib.sha256(f"{self.source} {self.task}".encode())
+        if self.source == "nano":
+            digest.update(f" without islands {ISLAND_SHARE}".encode())
         for model in self.models:
             for name in ("plans.json", "dataset.json", f"fold_0/{CHECKPOINT}"):
                 digest.update(f"\n{model.parent.name}/{name} ".encode())

@@ -1,4 +1,4 @@
-"""Muon for matrices and convolutions, AdamW for the rest: the same data teach nano about three times as fast.
+"""Muon for matrices and convolutions, AdamW for the rest: nano learns faster from the same data than by AdamW alone.
 
 Muon makes the update of a weight matrix orthogonal (Jordan et al. 2024); its step is scaled to AdamW's size, so
 that both take rates of the same order (Liu et al. 2025, arXiv 2502.16982).

@@ -11,7 +11,7 @@ import torch
 from torch import nn
 
 from tumorchain_agent.tools.organs import STRUCTURES
-from tumorchain_agent.tools.segment_weights import CHECKPOINT, model_folder
+from tumorchain_agent.tools.segment_weights import CHECKPOINT, TRAINED, model_folder
 from tumorchain_agent.training.atomic import save_torch
 
 TASK_ID = 297
@@ -124,10 +124,12 @@ def plans() -> dict[str, Any]:
     }
 
 
-def dataset(cases: int) -> dict[str, Any]:
-    """nnU-Net's ``dataset.json`` for the 117 classes of task ``total``."""
+def dataset(cases: int, classes: tuple[int, ...]) -> dict[str, Any]:
+    """nnU-Net's ``dataset.json`` for the 117 classes of task ``total``, and which of them were trained."""
     labels = {"background": 0} | {name: number for number, name in sorted(STRUCTURES.items())}
-    return {"channel_names": {"0": "CT"}, "labels": labels, "numTraining": cases, "file_ending": ".nii.gz"}
+    known = {TRAINED: sorted(set(classes) - {0})}
+    common = {"channel_names": {"0": "CT"}, "numTraining": cases, "file_ending": ".nii.gz"}
+    return common | {"labels": labels} | known
 
 
 def expand_outputs(network: nn.Module, classes: tuple[int, ...]) -> nn.Module:
@@ -175,7 +177,7 @@ def export(
     folder = model_folder(root, TASK_ID, TRAINER)
     (folder / "fold_0").mkdir(parents=True, exist_ok=True)
     _replace(folder / "plans.json", json.dumps(plans(), indent=1).encode())
-    _replace(folder / "dataset.json", json.dumps(dataset(cases), indent=1).encode())
+    _replace(folder / "dataset.json", json.dumps(dataset(cases, classes), indent=1).encode())
     checkpoint = {
         "network_weights": _half_weights(expand_outputs(network, classes)),
         "init_args": {"configuration": CONFIGURATION, "fold": 0},

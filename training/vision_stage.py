@@ -34,7 +34,7 @@ class VisionStageConfig(BaseModel):
 
     encoder: NanoEncoderConfig = NanoEncoderConfig()
     minutes: float = 50.0
-    batch: int = 12
+    batch: int = 6
     lr: float = 6e-3
     """Of Muon, for the encoder's convolutions and matrices; ``adam_lr`` for everything else."""
     adam_lr: float = 2e-3
@@ -154,6 +154,8 @@ class _Training:
         """Train until the minutes are over, with what the clock asks for in between."""
         config = self.config
         start, budget = time.monotonic() - self.state["elapsed"], config.minutes * 60
+        if self.state["elapsed"] >= budget:
+            return
         saved = validated = time.monotonic()
         for batch in batches:
             self.step(batch, min((time.monotonic() - start) / budget, 1.0))

@@ -14,11 +14,17 @@ if TYPE_CHECKING:
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument(
+    what = parser.add_mutually_exclusive_group(required=True)
+    what.add_argument(
         "--quick",
         action="store_true",
-        required=True,
         help="tumor presence and organ, by tumor size, through the whole agent",
+    )
+    what.add_argument(
+        "--segmentation",
+        nargs=2,
+        metavar=("SCAN", "LABELMAP"),
+        help="Dice of the installed segmentation weights on a scan, against a label map of yours",
     )
     parser.add_argument(
         "--seed", metavar="S", type=whole(1), help="seed of the first phantom (default: 5000000)"
@@ -38,10 +44,27 @@ def run(args: argparse.Namespace) -> int:
     """Evaluate with a progress bar on stderr; the table or JSON goes to stdout."""
     import anyio
 
+    if args.segmentation:
+        return _segmentation(args)
     from tumorchain_agent.training.quick_evaluation import as_markdown
 
     result: QuickResult = anyio.run(_evaluate, args)
     print(result.model_dump_json(indent=2) if args.json else as_markdown(result))
+    return 0
+
+
+def _segmentation(args: argparse.Namespace) -> int:
+    from rich.console import Console
+
+    from tumorchain_agent.cli_ask import load_settings
+    from tumorchain_agent.training.segmentation_evaluation import as_markdown, evaluate_segmentation
+
+    scan, reference = args.segmentation
+    with Console(file=sys.stderr).status("segmenting") as status:
+        score = evaluate_segmentation(
+            load_settings(), scan, reference, progress=lambda phase, _: status.update(phase)
+        )
+    print(score.model_dump_json(indent=2) if args.json else as_markdown(score))
     return 0
 
 

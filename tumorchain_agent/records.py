@@ -61,6 +61,8 @@ class SegmentationInfo(Record):
     """Hash of the weights, or of the given label map."""
     organs_present: tuple[str, ...]
     """Table 10 names with at least one voxel."""
+    organs_unknown: tuple[str, ...] = ()
+    """Table 10 names that the weights were never trained to find: that they aren't there says nothing."""
     seconds: float
     from_cache: bool = False
     notices: tuple[Notice, ...] = ()

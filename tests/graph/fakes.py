@@ -82,6 +82,7 @@ class FakeCT:
         self,
         *,
         absent: Sequence[str] = ("esophagus",),
+        unknown: tuple[str, ...] = (),
         cut: dict[str, tuple[str, ...]] | None = None,
         tokenless: Sequence[str] = (),
         hook: Hook | None = None,
@@ -89,7 +90,7 @@ class FakeCT:
         checkpoint: str = CHECKPOINT,
         labels: str = LABELS,
     ) -> None:
-        self.absent, self.cut, self.tokenless = absent, cut or {}, tokenless
+        self.absent, self.unknown, self.cut, self.tokenless = absent, unknown, cut or {}, tokenless
         self.hook, self.disk, self.checkpoint, self.labels = hook, disk, checkpoint, labels
         self.calls: list[tuple[str, str]] = []
         self.reads: list[str] = []
@@ -163,6 +164,7 @@ def _add_scan_tools(server: MCPServer, ct: FakeCT) -> None:
             task="given" if masks else "total_fast",
             weights_id="weights-1",
             organs_present=tuple(name for name in IDS if name not in ct.absent),
+            organs_unknown=ct.unknown,
             seconds=0.1,
             notices=(Notice(code="nano_segmentation", message="Made by the nano weights."),),
         )

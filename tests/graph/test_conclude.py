@@ -58,6 +58,13 @@ def test_an_organ_that_the_answer_first_names_at_the_end_and_is_missing_is_repor
     assert {"organ_absent", "absent_organ_described", "max_rounds"} <= {n.code for n in answer.notices}
 
 
+def test_an_organ_that_the_weights_cannot_find_is_not_called_missing() -> None:
+    answer = answer_to("See the heart.", "Nothing.", ct=FakeCT(absent=("heart",), unknown=("heart",)))
+    assert [n.organ for n in answer.notices if n.code == "organ_unknown"] == ["heart"]
+    assert not [n for n in answer.notices if n.code == "organ_absent"]
+    assert answer.organs_absent == ("heart",)
+
+
 def test_flags_of_the_tnm_are_notices_too() -> None:
     answer = answer_to("See the pancreas.", "Pancreatic carcinoma, T2 N0 M0, stage IV.")
     (flag,) = [notice for notice in answer.notices if notice.code == "tnm_flag"]

@@ -229,6 +229,16 @@ def test_without_any_weights_the_error_names_the_remedy(
         assert listed.organs[0].unavailable_because
 
 
+def test_the_nano_weights_own_up_to_the_organs_that_they_never_learned(
+    settings: Settings, files: Files
+) -> None:
+    with Workbench(settings) as bench:
+        listed = {organ.name: organ for organ in bench.list_organs().organs}
+    assert listed["pancreas"].segmentable
+    assert not listed["prostate"].segmentable
+    assert "never trained" in str(listed["prostate"].unavailable_because)
+
+
 def test_a_checkpoint_that_is_none_is_an_error_and_no_encoding(
     settings: Settings, files: Files, tmp_path: Path
 ) -> None:

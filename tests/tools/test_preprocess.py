@@ -2,19 +2,16 @@
 
 from __future__ import annotations
 
-import gzip
 import json
 import subprocess
 import sys
-from importlib import import_module
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
-from numpy.typing import NDArray
 
-from tests.conftest import torso, torso_grid
+from tests.conftest import big_scan, torso, torso_grid
 from tumorchain_agent.errors import CheckpointError, ScanError
 from tumorchain_agent.tools.preprocess import Preprocessing, body_box, body_mask, preprocess
 from tumorchain_agent.tools.scan import CT, ct_from_array, open_ct
@@ -165,27 +162,8 @@ def test_settings_survive_json_and_unknown_ones_are_refused() -> None:
         Preprocessing.from_dict({**stored, "rotate_degrees": 3})
 
 
-def big_scan(path: Path) -> None:
-    """512 × 512 × 600 voxels, int16, gzipped slice by slice."""
-    nibabel: Any = import_module("nibabel")
-
-    affine, shape = torso_grid(*(336 / 512, 240 / 512, 12.0))
-    assert shape[:2] == (512, 512)
-    slices: NDArray[Any] = np.round(torso(affine, shape)[0]).astype(np.int16)
-    header = nibabel.Nifti1Header()
-    header.set_data_dtype(np.int16)
-    header.set_data_shape((512, 512, 600))
-    affine[2, 2] = 288 / 600
-    header.set_sform(affine, 1)
-    header["vox_offset"] = 352
-    with gzip.open(path, "wb", compresslevel=1) as file:
-        file.write(header.binaryblock + b"\0" * 4)
-        for index in range(600):
-            file.write(slices[:, :, index * shape[2] // 600].tobytes(order="F"))
-
-
 @pytest.mark.slow
-def test_a_600_slice_ct_stays_under_4_gb(tmp_path: Path) -> None:
+def test_a_600_slice_ct_is_preprocessed_under_4_gb(tmp_path: Path) -> None:
     big_scan(tmp_path / "big.nii.gz")
     code = (
         "import re, sys\n"

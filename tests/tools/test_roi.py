@@ -20,6 +20,7 @@ from tumorchain_agent.tools.roi import (
     GRID,
     Coverage,
     covered_cells,
+    global_mixture,
     global_pool,
     mean_roi,
     organ_coverage,
@@ -269,3 +270,8 @@ def test_global_pool_averages_neighbouring_patches_in_d_h_w_order() -> None:
 def test_wrong_shapes_are_named(call: Any, culprit: str) -> None:
     with pytest.raises(InputError, match=culprit):
         call(torch.randn(CELLS, 4), np.ones(GRID, np.float32))
+
+
+def test_global_tokens_are_mixed_as_they_are_pooled() -> None:
+    tokens = torch.randn(CELLS, 5, generator=torch.Generator().manual_seed(1))
+    assert torch.allclose(global_mixture().of(tokens), global_pool(tokens), atol=1e-6)

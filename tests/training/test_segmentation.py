@@ -16,7 +16,8 @@ from torch.nn import functional as F
 
 from tests.segmentation_toys import LIVER, LUMBAR_3, STOMACH, toy_patient, write_toy_cases
 from tumorchain_agent.errors import InputError, TumorChainError
-from tumorchain_agent.tools.organs import STRUCTURES
+from tumorchain_agent.tools.organs import ORGANS, STRUCTURES
+from tumorchain_agent.tools.segment_weights import installed
 from tumorchain_agent.training.segmentation import (
     MAX_SKIPPED,
     SegmentationTraining,
@@ -185,6 +186,13 @@ def test_exported_weights_are_in_totalsegmentators_layout_and_small(tmp_path: Pa
     size = sum(file.stat().st_size for file in tmp_path.rglob("*") if file.is_file())
     assert size < 8e6
     assert not list(tmp_path.rglob("*.tmp")) + list(tmp_path.rglob("*.part"))
+
+
+def test_organs_that_were_never_trained_are_named(tmp_path: Path) -> None:
+    export(build_network(3), (0, 5, 6), tmp_path)
+    weights = installed(tmp_path, "fast", "nano")
+    assert weights is not None
+    assert set(ORGANS.values()) - set(weights.organs_unknown) == {"liver", "stomach"}
 
 
 def test_normalisation_is_nnunets_ct_normalisation(rng: np.random.Generator) -> None:

@@ -90,7 +90,10 @@ def test_the_vision_stage_saves_and_resumes(pool: Pool, tmp_path: Path) -> None:
     steps = torch.load(tmp_path / "vision.pt", weights_only=True)["state"]["step"]
     longer = config.model_copy(update={"minutes": 0.1})
     train_vision(longer, pool, validation, tmp_path)
+    trained = (tmp_path / "vision.pt").read_bytes()
     assert torch.load(tmp_path / "vision.pt", weights_only=True)["state"]["step"] > steps > 0
+    train_vision(longer, pool, validation, tmp_path)
+    assert (tmp_path / "vision.pt").read_bytes() == trained
 
 
 def test_the_joint_loss_of_eq_8_falls_and_reaches_llm_projector_and_cls(cases: list[TokenCase]) -> None:
