@@ -2,26 +2,23 @@
 
 from __future__ import annotations
 
-import sqlite3
-from collections.abc import AsyncIterator, Callable
-from contextlib import AsyncExitStack, asynccontextmanager
+from collections.abc import Callable
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
 
 from langchain_core.language_models import BaseChatModel
 from langchain_core.runnables import RunnableConfig
-from langgraph.checkpoint.sqlite.aio import AsyncSqliteSaver
 from langgraph.types import Durability, StateSnapshot
 
-from tumorchain_agent.errors import OutputError, TumorChainError
+from tumorchain_agent.errors import TumorChainError
 from tumorchain_agent.graph import events
 from tumorchain_agent.graph.build import IIRGraph, build_iir_graph
 from tumorchain_agent.graph.client import CTTools
 from tumorchain_agent.graph.events import progress_events
 from tumorchain_agent.graph.prompts import check_question
 from tumorchain_agent.graph.state import History, IIRConfig, IIRInput
-from tumorchain_agent.graph.threads import make_thread_id, one_run
+from tumorchain_agent.graph.threads import make_thread_id, open_checkpoints
 from tumorchain_agent.records import Answer, EvidenceKind, Notice, Round
 
 if TYPE_CHECKING:
@@ -64,7 +61,9 @@ async def ask(
         return await _stream(build_iir_graph(tools, chat_model, config=config), request, {}, emit)
     opened = await tools.open_scan(scan, volume, progress_events(emit, "open"))
     thread = thread_id or make_thread_id(opened.scan_id, asked, config, chat_model, masks)
-    async with _checkpoints(checkpoint_db, thread, emit) as saver:
+    tell = progress_events(emit, "open")
+    waits = partial(tell, None, "waiting for another run of this question")
+    async with open_checkpoints(checkpoint_db, thread, waits) as saver:
         if fresh:
             await saver.adelete_thread(thread)
         graph = build_iir_graph(tools, chat_model, config=config, checkpointer=saver)
@@ -73,31 +72,6 @@ async def ask(
 
 def _nobody(event: events.Event) -> None:
     """Nobody watches."""
-
-
-@asynccontextmanager
-async def _checkpoints(database: Path, thread: str, emit: OnEvent) -> AsyncIterator[AsyncSqliteSaver]:
-    """The thread's checkpoints, held for this run alone."""
-    tell = progress_events(emit, "open")
-    async with AsyncExitStack() as stack:
-        try:
-            database.parent.mkdir(parents=True, exist_ok=True)
-            waits = partial(tell, None, "waiting for another run of this question")
-            await stack.enter_async_context(one_run(database, thread, waits))
-            saver = await stack.enter_async_context(AsyncSqliteSaver.from_conn_string(str(database)))
-            await saver.setup()
-        except (OSError, sqlite3.Error) as error:
-            raise _unusable(database, error) from error
-        try:
-            yield saver
-        except sqlite3.Error as error:
-            raise _unusable(database, error) from error
-
-
-def _unusable(database: Path, error: Exception) -> OutputError:
-    return OutputError(
-        f"checkpoint database {database} can't be used ({error}); name another one or make it writable"
-    )
 
 
 async def _go_on(

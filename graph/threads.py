@@ -6,14 +6,17 @@ import fcntl
 import hashlib
 import json
 import os
+import sqlite3
 from collections.abc import AsyncIterator, Callable
-from contextlib import asynccontextmanager
+from contextlib import AsyncExitStack, asynccontextmanager
 from pathlib import Path
 
 import anyio
 from langchain_core.language_models import BaseChatModel
+from langgraph.checkpoint.sqlite.aio import AsyncSqliteSaver
 
 import tumorchain_agent
+from tumorchain_agent.errors import OutputError
 from tumorchain_agent.graph.llm import llm_name
 from tumorchain_agent.graph.state import IIRConfig
 
@@ -50,6 +53,46 @@ def _content_hash(path: str) -> str:
         return f"path {path}"
     with file.open("rb") as opened:
         return hashlib.file_digest(opened, "sha256").hexdigest()
+
+
+@asynccontextmanager
+async def open_checkpoints(
+    database: Path, thread_id: str, waits: Callable[[], None]
+) -> AsyncIterator[AsyncSqliteSaver]:
+    """The thread's checkpoints, held for this run alone; ``waits`` is called once when another run has them.
+
+    Raises OutputError when the database can't be used.
+    """
+    async with AsyncExitStack() as stack:
+        try:
+            database.parent.mkdir(parents=True, exist_ok=True)
+            await stack.enter_async_context(one_run(database, thread_id, waits))
+            saver = await stack.enter_async_context(AsyncSqliteSaver.from_conn_string(str(database)))
+            await saver.setup()
+        except (OSError, sqlite3.Error) as error:
+            raise _unusable(database, error) from error
+        try:
+            yield saver
+        except sqlite3.Error as error:
+            raise _unusable(database, error) from error
+        finally:
+            await _close(saver)
+
+
+async def _close(saver: AsyncSqliteSaver) -> None:
+    """Close the database after the write that is under way, say of a node that its sibling's failure stopped.
+
+    Closed in the midst of a write, the connection would stay, and with it the database's write lock.
+    """
+    with anyio.CancelScope(shield=True):
+        async with saver.lock:
+            await saver.conn.close()
+
+
+def _unusable(database: Path, error: Exception) -> OutputError:
+    return OutputError(
+        f"checkpoint database {database} can't be used ({error}); name another one or make it writable"
+    )
 
 
 @asynccontextmanager

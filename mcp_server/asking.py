@@ -63,6 +63,7 @@ class Asker:
                     relay(*phase_and_fraction)
 
             relay("opening", 0.0)
+            trained = self._trained_history(kind)
             chat_model = await self._chat_model(kind)
             return await ask(
                 client,
@@ -71,7 +72,7 @@ class Asker:
                 asked,
                 masks=masks,
                 evidence=kind,
-                history=history or self._trained_history(kind),
+                history=history or trained,
                 max_rounds=max_rounds or self._settings.max_rounds,
                 checkpoint_db=self._settings.cache_dir / THREADS,
                 on_event=on_event,

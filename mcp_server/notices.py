@@ -12,6 +12,11 @@ DEMONSTRATION = Notice(
     code="demonstration_model",
     message="The checkpoint is a demonstration model trained on phantoms, without clinical validity.",
 )
+UNTRAINED = Notice(
+    code="untrained_checkpoint",
+    message="The checkpoint's projector and abnormality classifier are untrained: what it says of this scan is "
+    "noise.",
+)
 UNKNOWN_DISTRIBUTION = Notice(
     code="training_distribution_unknown",
     message="The checkpoint doesn't say what scans it was trained on: whether it fits this one is unknown.",

@@ -39,12 +39,12 @@ class ServedCheckpoint:
 
     @property
     def info(self) -> CheckpointInfo:
-        """Raises CheckpointError for a folder that is incomplete or damaged."""
+        """Raises CheckpointError for a folder that is incomplete, damaged or untrained."""
         from tumorchain_agent.model.checkpoint import read_info
 
         with self._lock:
             if self._info is None:
-                self._info = read_info(self.folder)
+                self._info = self._trained(read_info(self.folder))
             return self._info
 
     @property
@@ -113,9 +113,17 @@ class ServedCheckpoint:
                 )
             return self._tower
 
+    def _trained(self, info: CheckpointInfo) -> CheckpointInfo:
+        if info.untrained and not self._settings.allow_untrained:
+            raise CheckpointError(
+                f"{self.folder} has never been trained ({' and '.join(info.untrained)} hold random weights): "
+                "train it first, or set TUMORCHAIN_ALLOW_UNTRAINED=1 to try the machinery with answers of noise"
+            )
+        return info
+
     def _checked(self, tower: VisionTower, info: CheckpointInfo) -> VisionTower:
         """Results are keyed by the checkpoint that was there first; another one's must not get among them."""
         if self._info is not None and info.checkpoint_id != self._info.checkpoint_id:
             raise CheckpointError(f"{self.folder} was replaced while the server ran; start the server again")
-        self._info = info
+        self._info = self._trained(info)
         return tower

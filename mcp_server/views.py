@@ -59,8 +59,12 @@ class Views:
 
     def notices(self, scan_id: str, job: Job) -> tuple[Notice, ...]:
         """What limits the worth of anything that the checkpoint says about this scan."""
-        always = (notices.DEMONSTRATION,) if self._served.info.is_demonstration else ()
-        ranges = distribution.parse_ranges(self._served.info.training_distribution)
+        info = self._served.info
+        always = (
+            *((notices.DEMONSTRATION,) if info.is_demonstration else ()),
+            *((notices.UNTRAINED,) if info.untrained else ()),
+        )
+        ranges = distribution.parse_ranges(info.training_distribution)
         if not ranges:
             return (*always, notices.UNKNOWN_DISTRIBUTION)
         found = distribution.departures(self._statistics(scan_id, job), ranges)

@@ -73,6 +73,12 @@ class CheckpointInfo(Record):
     weights: dict[str, WeightsFile]
 
     @property
+    def untrained(self) -> tuple[str, ...]:
+        """Parts that hold random weights (``projector``, ``cls``): what it says of a scan is noise."""
+        parts = self.provenance.get("untrained")
+        return tuple(map(str, parts)) if isinstance(parts, list) else ()
+
+    @property
     def is_demonstration(self) -> bool:
         """Whatever its size, it has seen no patient."""
         return self.provenance.get("data") == PHANTOM_DATA
@@ -99,27 +105,58 @@ def save_checkpoint(
     :class:`CheckpointError` when tower and LLM don't fit, :class:`OutputError` when the folder can't be
     written or holds something else than a checkpoint.
     """
-    from tumorchain_agent.tools.organs import organ_table_hash
-
     _check_widths(tower.config.hidden_size, llm.config.hidden_size, "tower and LLM")
     with new_folder(Path(folder), marker=INFO_FILE) as draft:
         _write_llm(draft, llm, tokenizer, weights_dtype)
-        _write_vision(draft, tower, weights_dtype)
-        weights = {name: _describe(draft / name) for name in _weights_names(draft)}
-        info = CheckpointInfo(
-            checkpoint_id=_checkpoint_id(weights),
+        write_vision(draft, tower, weights_dtype)
+        return write_info(
+            draft,
             size=size,
             hidden_size=tower.config.hidden_size,
-            preprocessing=_as_json(preprocessing),
-            organ_table_hash=organ_table_hash(),
+            preprocessing=preprocessing,
+            provenance=provenance,
+            training_distribution=training_distribution,
             alpha=alpha,
             history=history,
-            provenance=_as_json(provenance),
-            training_distribution=_as_json(training_distribution or {}),
             intended_use=intended_use,
-            weights=weights,
         )
-        (draft / INFO_FILE).write_text(info.model_dump_json(indent=2) + "\n", encoding="utf-8")
+
+
+def write_info(
+    draft: Path,
+    *,
+    size: Size,
+    hidden_size: int,
+    preprocessing: Mapping[str, Any],
+    provenance: Mapping[str, Any],
+    training_distribution: Mapping[str, Any] | None = None,
+    alpha: float = 1.0,
+    history: Literal["append", "latest"] = "append",
+    intended_use: str = INTENDED_USE,
+    weights: Mapping[str, WeightsFile] | None = None,
+) -> CheckpointInfo:
+    """Write ``tumorchain.json`` last of all, over the weights files that ``draft`` holds.
+
+    ``weights`` are those whose hash is known already.
+    """
+    from tumorchain_agent.tools.organs import organ_table_hash
+
+    known = weights or {}
+    files = {name: known.get(name) or _describe(draft / name) for name in _weights_names(draft)}
+    info = CheckpointInfo(
+        checkpoint_id=_checkpoint_id(files),
+        size=size,
+        hidden_size=hidden_size,
+        preprocessing=_as_json(preprocessing),
+        organ_table_hash=organ_table_hash(),
+        alpha=alpha,
+        history=history,
+        provenance=_as_json(provenance),
+        training_distribution=_as_json(training_distribution or {}),
+        intended_use=intended_use,
+        weights=files,
+    )
+    (draft / INFO_FILE).write_text(info.model_dump_json(indent=2) + "\n", encoding="utf-8")
     return info
 
 
@@ -144,7 +181,7 @@ def read_info(folder: Path | str) -> CheckpointInfo:
             f"{folder} was trained with another organ table: "
             f"use tumorchain-agent {info.written_by} or train again"
         )
-    llm_width = _read_json(folder / "config.json").get("hidden_size")
+    llm_width = read_json(folder / "config.json").get("hidden_size")
     _check_widths(_vision_config(folder).hidden_size, llm_width, folder)
     return info
 
@@ -214,14 +251,9 @@ def load_llm(
 
 def load_tokenizer(folder: Path | str) -> PreTrainedTokenizerFast:
     """The tokenizer with its chat template, as transformers and vLLM open it."""
-    from transformers import AutoTokenizer, PreTrainedTokenizerFast
+    from tumorchain_agent.model.tokenizer import open_tokenizer
 
-    try:
-        tokenizer = AutoTokenizer.from_pretrained(folder, local_files_only=True)
-    except (OSError, ValueError, KeyError) as error:
-        raise CheckpointError(f"{folder}: the tokenizer can't be loaded: {_one_line(error)}") from error
-    if not isinstance(tokenizer, PreTrainedTokenizerFast):
-        raise CheckpointError(f"{folder} has no fast tokenizer: save the checkpoint with tokenizer.json")
+    tokenizer = open_tokenizer(folder)
     if not isinstance(tokenizer.chat_template, str):
         raise CheckpointError(f"{folder} lacks chat_template.jinja: copy the checkpoint folder again, whole")
     return tokenizer
@@ -235,7 +267,7 @@ def served_name(info: CheckpointInfo) -> str:
 def _parse_info(folder: Path) -> CheckpointInfo:
     if not (folder / INFO_FILE).is_file():
         raise CheckpointError(f"{folder} is no TumorChain checkpoint: {INFO_FILE} is missing in it")
-    data = _read_json(folder / INFO_FILE)
+    data = read_json(folder / INFO_FILE)
     version = data.get("format_version")
     if version != FORMAT_VERSION:
         raise CheckpointError(
@@ -251,7 +283,8 @@ def _parse_info(folder: Path) -> CheckpointInfo:
     return info
 
 
-def _read_json(path: Path) -> dict[str, Any]:
+def read_json(path: Path) -> dict[str, Any]:
+    """A file that holds one JSON object. Raises :class:`CheckpointError`."""
     try:
         data = json.loads(path.read_text(encoding="utf-8"))
     except (OSError, ValueError) as error:
@@ -263,7 +296,7 @@ def _read_json(path: Path) -> dict[str, Any]:
 
 def _vision_config(folder: Path) -> VisionConfig:
     try:
-        return VisionConfig.model_validate(_read_json(folder / VISION_CONFIG))
+        return VisionConfig.model_validate(read_json(folder / VISION_CONFIG))
     except ValidationError as error:
         raise CheckpointError(f"{folder / VISION_CONFIG} is damaged: {_one_line(error)}") from error
 
@@ -308,7 +341,7 @@ def _write_llm(
             llm.save_pretrained(draft)
         else:
             llm.save_pretrained(draft, state_dict=_cast_state(llm, dtype))
-            config = _read_json(draft / "config.json") | {"dtype": str(dtype).removeprefix("torch.")}
+            config = read_json(draft / "config.json") | {"dtype": str(dtype).removeprefix("torch.")}
             (draft / "config.json").write_text(json.dumps(config, indent=2) + "\n", encoding="utf-8")
         tokenizer.save_pretrained(draft)
 
@@ -320,7 +353,8 @@ def _cast_state(llm: Qwen2ForCausalLM, dtype: torch.dtype) -> dict[str, torch.Te
     return state
 
 
-def _write_vision(draft: Path, tower: VisionTower, dtype: torch.dtype | None) -> None:
+def write_vision(draft: Path, tower: VisionTower, dtype: torch.dtype | None = None) -> None:
+    """``vision/``: configuration and weights, cast to ``dtype`` when given."""
     from safetensors.torch import save_file
 
     (draft / "vision").mkdir()

@@ -13,7 +13,9 @@ if TYPE_CHECKING:
     from tumorchain_agent.model.encoder import Vit
     from tumorchain_agent.model.vision import VisionTower
 
-Size = Literal["nano", "3b", "7b"]
+NamedSize = Literal["nano", "3b", "7b"]
+Size = Literal[NamedSize, "custom"]
+"""``custom`` is an LLM of any other size; its ``config.json`` tells."""
 
 
 class VitConfig(Record):

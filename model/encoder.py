@@ -6,22 +6,14 @@ so patches run over (d, h, w) and the voxels within a patch over (d, h, w, chann
 
 from __future__ import annotations
 
-import pickle
-from collections.abc import Mapping
-from pathlib import Path
-from typing import TYPE_CHECKING, Final
+from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from tumorchain_agent.errors import CheckpointError
-
 if TYPE_CHECKING:
     from tumorchain_agent.model.config import VitConfig
-
-M3D_PREFIXES: Final = ("model.vision_tower.vision_tower.", "vision_tower.vision_tower.", "vision_encoder.")
-"""Where M3D-LaMed and M3D-CLIP keep the ViT; ``pretrained_ViT.bin`` has the bare keys."""
 
 
 class Vit(nn.Module):
@@ -124,30 +116,3 @@ class Mlp(nn.Module):
     def forward(self, tokens: Tensor) -> Tensor:
         out: Tensor = self.linear2(functional.gelu(self.linear1(tokens)))
         return out
-
-
-def load_m3d(vit: Vit, path: Path | str) -> None:
-    """Load M3D's weights strictly, from ``pretrained_ViT.bin`` or an M3D-CLIP or M3D-LaMed file.
-
-    Raises :class:`CheckpointError` for a file that isn't one, and for missing or unexpected keys or other
-    shapes.
-    """
-    try:
-        state = torch.load(path, weights_only=True, map_location="cpu")
-    except (OSError, RuntimeError, pickle.UnpicklingError, EOFError) as error:
-        raise CheckpointError(f"{path} is no PyTorch weights file: pass M3D's pretrained_ViT.bin") from error
-    if not isinstance(state, Mapping):
-        raise CheckpointError(f"{path} holds no state dict: pass M3D's pretrained_ViT.bin")
-    try:
-        vit.load_state_dict(_bare_keys(state), strict=True)
-    except RuntimeError as error:
-        reason = " ".join(str(error).split())[:300]
-        raise CheckpointError(f"{path} doesn't fit the {vit.config.layers}-layer ViT: {reason}") from error
-
-
-def _bare_keys(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    for prefix in M3D_PREFIXES:
-        found = {key.removeprefix(prefix): value for key, value in state.items() if key.startswith(prefix)}
-        if found:
-            return found
-    return dict(state)

@@ -12,12 +12,12 @@ from typing import TYPE_CHECKING, Any, Final
 import torch
 
 from tumorchain_agent.errors import InputError
-from tumorchain_agent.model.config import Size
+from tumorchain_agent.model.config import NamedSize, Size
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerFast, Qwen2Config, Qwen2ForCausalLM
 
-_SIZES: Final[dict[str, dict[str, Any]]] = {
+_SIZES: Final[dict[NamedSize, dict[str, Any]]] = {
     "nano": {
         "vocab_size": 2048,
         "hidden_size": 192,
@@ -58,7 +58,7 @@ _SIZES: Final[dict[str, dict[str, Any]]] = {
 
 
 def llm_config(
-    size: Size, tokenizer: PreTrainedTokenizerFast | None = None, **changes: object
+    size: NamedSize, tokenizer: PreTrainedTokenizerFast | None = None, **changes: object
 ) -> Qwen2Config:
     """Configuration of a size; 3b and 7b are Qwen2.5-VL's text configurations.
 

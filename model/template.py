@@ -45,7 +45,7 @@ RESERVED: Final = (MESSAGE_START, MESSAGE_END, END_OF_TEXT, EMBEDS_MARKER)
 IGNORED_LABEL: Final = -100
 MAX_EMBEDS_BYTES: Final = 256 * 2**20
 
-_LOAD_ERRORS: Final = (
+LOAD_ERRORS: Final = (
     RuntimeError,
     pickle.UnpicklingError,
     EOFError,
@@ -55,6 +55,7 @@ _LOAD_ERRORS: Final = (
     TypeError,
     OSError,
 )
+"""What ``torch.load`` raises for bytes that are no tensor file."""
 
 
 @dataclass(frozen=True)
@@ -194,7 +195,7 @@ def decode_embeds(data: str, *, max_bytes: int = MAX_EMBEDS_BYTES) -> Tensor:
         raise InputError(f"prompt_embeds data is not base64 ({error}): use encode_embeds") from error
     try:
         embeds = torch.load(io.BytesIO(payload), weights_only=True, map_location="cpu")
-    except _LOAD_ERRORS as error:
+    except LOAD_ERRORS as error:
         reason = " ".join(str(error).split())[:120]
         raise InputError(f"prompt_embeds data is not a saved tensor ({reason}): use encode_embeds") from error
     if not isinstance(embeds, Tensor):

@@ -1,4 +1,4 @@
-"""nano's tokenizer: byte-level BPE with Qwen2's own splitting rules, trained on the project's texts.
+"""The tokenizer: nano's is byte-level BPE with Qwen2's own splitting rules, trained on the project's texts.
 
 A folder whose ``config.json`` says ``qwen2`` is always opened as ``Qwen2Tokenizer`` by transformers and vLLM,
 whatever class the folder names. Building that class here is what makes ids equal in training, in process and
@@ -9,7 +9,10 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterable
-from typing import TYPE_CHECKING, Final
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Final
+
+from tumorchain_agent.errors import CheckpointError
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerFast
@@ -59,6 +62,35 @@ def build_nano_tokenizer(
         clean_up_tokenization_spaces=False,
     )
     return with_chat_template(tokenizer)
+
+
+def open_tokenizer(folder: Path | str, *, qwen: bool = False) -> PreTrainedTokenizerFast:
+    """The tokenizer of a model folder, of the class that its ``config.json`` asks for, or Qwen's in any case.
+
+    Raises :class:`CheckpointError` when it has none, or no fast one.
+    """
+    from transformers import AutoTokenizer, PreTrainedTokenizerFast
+    from transformers.models.qwen2.tokenization_qwen2 import Qwen2Tokenizer
+
+    kind: Any = Qwen2Tokenizer if qwen else AutoTokenizer
+    try:
+        tokenizer = kind.from_pretrained(folder, local_files_only=True)
+    except (OSError, ValueError, KeyError) as error:
+        reason = " ".join(str(error).split())[:300]
+        raise CheckpointError(f"{folder}: the tokenizer can't be loaded: {reason}") from error
+    if not isinstance(tokenizer, PreTrainedTokenizerFast):
+        raise CheckpointError(f"{folder} has no fast tokenizer: save the checkpoint with tokenizer.json")
+    return tokenizer
+
+
+def check_turn_markers(tokenizer: PreTrainedTokenizerFast, where: object) -> None:
+    """Raise :class:`CheckpointError` unless the chat template's markers are single tokens of it."""
+    vocabulary = tokenizer.get_vocab()
+    for token in (END_OF_TEXT, MESSAGE_START, MESSAGE_END):
+        if tokenizer.encode(token, add_special_tokens=False) != [vocabulary.get(token)]:
+            raise CheckpointError(
+                f"{where}: the tokenizer has no token {token}: pass an Instruct model of Qwen"
+            )
 
 
 def with_chat_template(tokenizer: PreTrainedTokenizerFast) -> PreTrainedTokenizerFast:

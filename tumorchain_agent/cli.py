@@ -44,6 +44,9 @@ COMMANDS: dict[str, Command] = {
     "mcp": Command("tumorchain_agent.cli_mcp", "serve the tools to an MCP client over stdio"),
     "phantom": Command("tumorchain_agent.cli_phantom", "make a phantom CT with its label map and its truth"),
     "data": Command("tumorchain_agent.cli_data", "check, split, convert and make training data"),
+    "import-weights": Command(
+        "tumorchain_agent.cli_import_weights", "start a checkpoint from published weights"
+    ),
     "evaluate": Command("tumorchain_agent.cli_evaluate", "measure a checkpoint on phantoms of unseen seeds"),
 }
 

@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping, Sequence
 from typing import Literal
 
 Fault = Literal["missing", "cut_off", "not_finite"]
 """What is wrong with a file, where the caller may want to tell such files apart and count them."""
+
+_NAMED = 10
+"""So many of a kind stand in a message; the rest is counted."""
 
 
 class TumorChainError(Exception):
@@ -55,6 +59,27 @@ class OutputError(InputError):
 
 class CheckpointError(InputError):
     """A checkpoint folder that is incomplete, damaged, or not the one the evidence was made with."""
+
+
+class WeightsError(CheckpointError):
+    """Weights whose names or shapes aren't those of the network: ``details`` names every single one."""
+
+    def __init__(self, message: str, details: Sequence[str] = ()) -> None:
+        super().__init__(message)
+        self.details = tuple(details)
+
+    @classmethod
+    def listing(cls, culprit: object, problems: Mapping[str, Sequence[str]], remedy: str) -> WeightsError:
+        """From the kind of a problem (singular) to all that have it; kinds without any are left out."""
+        found = {kind: names for kind, names in problems.items() if names}
+        counted = "; ".join(_count(kind, names) for kind, names in found.items())
+        details = [f"{kind}: {name}" for kind, names in found.items() for name in names]
+        return cls(f"{culprit}: {counted}; {remedy}", details)
+
+
+def _count(kind: str, names: Sequence[str]) -> str:
+    more = f" and {len(names) - _NAMED} more, which --verbose lists" if len(names) > _NAMED else ""
+    return f"{len(names)} × {kind}: {', '.join(names[:_NAMED])}{more}"
 
 
 class SegmentationError(TumorChainError):

@@ -29,6 +29,10 @@ class Settings(BaseSettings):
     model: Path | None = None
     """TumorChain checkpoint folder; ``None`` is the nano model that ships with the package."""
 
+    allow_untrained: bool = False
+    """Let a checkpoint answer whose projector and Cls are untrained: to try the machinery, as its answers are
+    noise."""
+
     segmentation: Literal["auto", "official", "nano"] = "auto"
     """``auto``: official TotalSegmentator weights when installed, else the nano weights."""
 

@@ -6,6 +6,7 @@ import gzip
 import json
 import shutil
 import threading
+from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
@@ -282,6 +283,36 @@ def test_a_checkpoint_is_a_demonstration_by_what_it_was_trained_on_not_by_its_si
     with Workbench(settings.model_copy(update={"model": folder})) as bench:
         notices = bench.encode_scan(bench.open_scan(str(files.scan)).scan_id).notices
     assert ("demonstration_model" in {notice.code for notice in notices}) is said
+
+
+@pytest.mark.parametrize("allowed", [False, True])
+def test_an_untrained_checkpoint_is_refused_unless_allowed_and_then_says_so(
+    settings: Settings, files: Files, checkpoint: Path, tmp_path: Path, allowed: bool
+) -> None:
+    folder = Path(shutil.copytree(checkpoint, tmp_path / "model"))
+    info = json.loads((folder / "tumorchain.json").read_text())
+    changed = info | {"provenance": {"untrained": ["projector", "cls"]}}
+    (folder / "tumorchain.json").write_text(json.dumps(changed))
+    changes = {"model": folder, "allow_untrained": allowed}
+    with Workbench(settings.model_copy(update=changes), ScriptedSegmenter(settings, files.masks)) as bench:
+        scan_id = bench.open_scan(str(files.scan)).scan_id
+        segmented = bench.segment_organs(scan_id).info
+        assert bench.measure_organs(scan_id, ["liver"]).measurements[0].present
+        if allowed:
+            for found in (bench.encode_scan(scan_id), bench.classify_abnormality(scan_id, ["liver"])):
+                assert "untrained_checkpoint" in {notice.code for notice in found.notices}
+            return
+        attempts: list[Callable[[], object]] = [
+            lambda: bench.encode_scan(scan_id),
+            lambda: bench.extract_roi_tokens(scan_id, "liver"),
+            lambda: bench.classify_abnormality(scan_id, ["liver"]),
+            lambda: bench.global_tokens_file(scan_id, info["checkpoint_id"]),
+            lambda: bench.classification(scan_id, info["checkpoint_id"], segmented.weights_id, "liver"),
+            lambda: bench.served.load(),
+        ]
+        for attempt in attempts:
+            with pytest.raises(CheckpointError, match=r"projector and cls hold random weights.*train it"):
+                attempt()
 
 
 def _retrain(folder: Path) -> None:

@@ -11,7 +11,8 @@ from pydantic import ValidationError
 from tests.model.oracle import error, fill, ramp
 from tumorchain_agent.errors import CheckpointError
 from tumorchain_agent.model.config import VisionConfig, VitConfig
-from tumorchain_agent.model.encoder import Vit, load_m3d
+from tumorchain_agent.model.encoder import Vit
+from tumorchain_agent.model.m3d import load_m3d
 from tumorchain_agent.model.nano_encoder import NanoEncoderConfig
 
 SMALL = VitConfig(image_size=(8, 32, 32), width=48, mlp_width=96, layers=2, heads=4)

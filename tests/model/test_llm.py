@@ -11,7 +11,7 @@ from transformers.models.qwen2_5_vl.modeling_qwen2_5_vl import Qwen2_5_VLTextMod
 
 from tests.model.oracle import error, fill
 from tumorchain_agent.errors import InputError
-from tumorchain_agent.model.config import Size
+from tumorchain_agent.model.config import NamedSize
 from tumorchain_agent.model.llm import build_llm, llm_config, pick_device, pick_dtype
 from tumorchain_agent.model.tokenizer import build_nano_tokenizer, model_vocabulary
 
@@ -59,7 +59,7 @@ def test_qwen2_equals_transformers_own_qwen2_5_vl_text_model(shared: Path) -> No
 
 
 @pytest.mark.parametrize("size", ["3b", "7b"])
-def test_large_llms_have_the_parameter_counts_of_qwen2_5_vl(shared: Path, size: Size) -> None:
+def test_large_llms_have_the_parameter_counts_of_qwen2_5_vl(shared: Path, size: NamedSize) -> None:
     facts = json.loads((shared / "facts/qwen2_5_vl_text.json").read_text())
     counts = facts["param_counts"][size]
     llm = build_llm(llm_config(size), device="meta")

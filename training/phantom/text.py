@@ -165,9 +165,10 @@ def closing(answer: str) -> str:
 def compose(rng: np.random.Generator, truth: Truth, subtask: str, suspicion: dict[str, float]) -> Sample:
     """A question and its rounds. ``suspicion`` is Cls's p(abnormal) of each organ in the scan.
 
-    The first round names the organs that the question asks about and those that Cls suspects. Where that misses
-    the tumour's organ, it takes the last one's place or gets a round of its own; healthy patients get such a
-    further round as well, so that neither the list nor the number of rounds gives the verdict away.
+    The first round names the organs that the question asks about and those that Cls suspects, two at least.
+    Where that misses the tumour's organ, it takes the last one's place or gets a round of its own; healthy
+    patients get such a further round as well, so that neither the list nor the number of rounds gives the verdict
+    away.
     """
     asked = str(rng.choice(ORGANS)) if subtask == "tumor_position" else None
     first, later = _to_examine(rng, truth, subtask, suspicion, asked)
@@ -189,7 +190,8 @@ def _to_examine(
     ranked = sorted(suspicion, key=lambda o: -suspicion[o])
     first = [asked] if asked else []
     free = [o for o in ranked if o not in first]
-    chosen = [o for k, o in enumerate(free) if k == 0 or suspicion[o] > 0.3][: 3 - len(first)]
+    least = 2 - len(first)
+    chosen = [o for k, o in enumerate(free) if k < least or suspicion[o] > 0.3][: 3 - len(first)]
     needed = truth.organ if truth.organ in suspicion else None
     missed = needed is not None and needed not in first + chosen
     if missed and chosen and rng.random() < 0.6:
