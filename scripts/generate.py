@@ -1,8 +1,8 @@
 """Write what is derived from the source: ``python scripts/generate.py`` (``--check`` only compares).
 
-The JSON schema of ``trace.jsonl``, and in README.md the blocks between ``<!-- name -->`` and
-``<!-- /name -->``: the source tree, the options of the command line and the embedding example. A test runs
-the comparison.
+The JSON schemas of ``trace.jsonl`` and of a line of training data, and in README.md the blocks between
+``<!-- name -->`` and ``<!-- /name -->``: the source tree, the options of the command line and the embedding
+example. A test runs the comparison.
 """
 
 from __future__ import annotations
@@ -14,9 +14,10 @@ import re
 import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
 
 ROOT = Path(__file__).resolve().parent.parent
-SCHEMA = ROOT / "schemas" / "trace.schema.json"
+SCHEMAS = ROOT / "schemas"
 README = ROOT / "README.md"
 ROOMS = {
     "tumorchain_agent": "the front door: command line, settings, records, errors, report",
@@ -49,13 +50,16 @@ def main() -> int:
 
 def wanted() -> dict[Path, str]:
     """Every generated file as it should be."""
-    return {SCHEMA: trace_schema(), README: readme()}
-
-
-def trace_schema() -> str:
     from tumorchain_agent.graph.trace import trace_schema
+    from tumorchain_agent.training.data.record import sample_schema
 
-    return json.dumps(trace_schema(), indent=1, ensure_ascii=False) + "\n"
+    schemas = {"trace": trace_schema(), "tumorcot": sample_schema()}
+    files = {SCHEMAS / f"{name}.schema.json": as_json(schema) for name, schema in schemas.items()}
+    return {**files, README: readme()}
+
+
+def as_json(schema: dict[str, Any]) -> str:
+    return json.dumps(schema, indent=1, ensure_ascii=False) + "\n"
 
 
 def readme() -> str:
@@ -94,21 +98,32 @@ def first_sentence(docstring: str) -> str:
 
 
 def options() -> str:
-    """One table for each subcommand."""
+    """One table for each subcommand, and for each command below one."""
     from tumorchain_agent.cli import COMMANDS, build_parser
 
     tables = []
-    for name in COMMANDS:
-        sub = next(
-            a for a in build_parser(name)._actions if isinstance(a, argparse._SubParsersAction)
-        ).choices[name]
-        rows = [f"| {_usage(action)} | {action.help} |" for action in sub._actions if action.dest != "help"]
-        tables.append(
-            "\n".join(
-                [f"`tumorchain-agent {name}`: {COMMANDS[name].help}", "", "| | |", "| --- | --- |", *rows]
-            )
-        )
+    for name, command in COMMANDS.items():
+        parser = _below(build_parser(name))[name]
+        tables += _tables(f"tumorchain-agent {name}", command.help, parser)
     return "\n\n".join(tables) + "\n"
+
+
+def _below(parser: argparse.ArgumentParser) -> dict[str, argparse.ArgumentParser]:
+    """The commands of a parser."""
+    found = [action for action in parser._actions if isinstance(action, argparse._SubParsersAction)]
+    return dict(found[0].choices) if found else {}
+
+
+def _tables(command: str, about: str, parser: argparse.ArgumentParser) -> Iterator[str]:
+    below = _below(parser)
+    for name, sub in below.items():
+        first = (sub.description or "").split(". ")[0]
+        yield from _tables(f"{command} {name}", f"{first[:1].lower()}{first[1:]}", sub)
+    if not below:
+        rows = [
+            f"| {_usage(action)} | {action.help} |" for action in parser._actions if action.dest != "help"
+        ]
+        yield "\n".join([f"`{command}`: {about}", "", "| | |", "| --- | --- |", *rows])
 
 
 def _usage(action: argparse.Action) -> str:

@@ -44,7 +44,10 @@ def load_label_map(path: Path | str, ct: CT) -> LabelMap:
     if not path.is_file() or not path.name.lower().endswith(SUFFIXES):
         kind = "is a folder" if path.is_dir() else "is not .nii or .nii.gz"
         state = kind if path.exists() else "is missing"
-        raise LabelMapError(f"label map {path} {state}; pass the one file that TotalSegmentator --ml writes")
+        raise LabelMapError(
+            f"label map {path} {state}; pass the one file that TotalSegmentator --ml writes",
+            None if path.exists() else "missing",
+        )
     stored = read_nifti(path, volume=None, max_voxels=MAX_VOXELS, error=LabelMapError)
     _check_names(path)
     values, affine = grid.reorient_like(stored.values, stored.affine, ct.affine)

@@ -54,7 +54,7 @@ def _first_bytes(path: Path, error: type[InputError]) -> bytes:
         with gzip.open(path, "rb") if gzipped else path.open("rb") as stream:
             return stream.read(_HEADER_BYTES)
     except (EOFError, zlib.error, gzip.BadGzipFile) as cause:
-        raise error(f"{path.name} is cut off or damaged; copy or export it again") from cause
+        raise error(f"{path.name} is cut off or damaged; copy or export it again", "cut_off") from cause
     except OSError as cause:
         raise error(f"{path.name} can't be read ({cause.strerror}); check its permissions") from cause
 
@@ -67,7 +67,7 @@ def _raw_header(path: Path, error: type[InputError]) -> Any:
         if start[:4] in (size.to_bytes(4, "little"), size.to_bytes(4, "big")):
             magic = start[344:347] if size == 348 else start[4:7]
             if len(start) < size:
-                raise error(f"{path.name} is cut off in its header; copy or export it again")
+                raise error(f"{path.name} is cut off in its header; copy or export it again", "cut_off")
             if magic in (b"n+1", b"n+2"):
                 return header_class(start[:size], check=False)
     raise error(f"{path.name} is not a NIfTI file; pass a CT as .nii, .nii.gz, DICOM folder or DICOM .zip")
@@ -125,7 +125,8 @@ def _check_file_size(
     if held < claimed:
         raise error(
             f"{path.name} is cut off: too small to hold the {format_shape(shape)} voxels of its header; "
-            "copy or export it again"
+            "copy or export it again",
+            "cut_off",
         )
 
 
@@ -150,7 +151,7 @@ def _load(
     except (nibabel.spatialimages.HeaderDataError, nibabel.filebasedimages.ImageFileError) as cause:
         raise error(f"{path.name} has a damaged header ({cause}); export it again") from cause
     except (EOFError, zlib.error, OSError) as cause:
-        raise error(f"{path.name} is cut off or damaged; copy or export it again") from cause
+        raise error(f"{path.name} is cut off or damaged; copy or export it again", "cut_off") from cause
     notices = _grid_notices(path.name, header, affine)
     return StoredVolume(values, affine, float(proxy.slope), float(proxy.inter), notices)
 

@@ -95,11 +95,11 @@ def _check_exists(path: Path) -> None:
     if path.exists():
         return
     if not path.parent.is_dir():
-        raise ScanError(f"{path} does not exist, nor does the folder {path.parent}; check the path")
+        raise ScanError(f"{path} does not exist, nor does the folder {path.parent}; check the path", "missing")
     names = [entry.name for entry in path.parent.iterdir()]
     near = difflib.get_close_matches(path.name, names, n=1, cutoff=0.5)
     hint = f"did you mean {path.parent / near[0]}?" if near else "check the path"
-    raise ScanError(f"{path} does not exist; {hint}")
+    raise ScanError(f"{path} does not exist; {hint}", "missing")
 
 
 def _kind(path: Path) -> Literal["nifti", "zip", "folder"]:
@@ -115,7 +115,7 @@ def _kind(path: Path) -> Literal["nifti", "zip", "folder"]:
     if start[128:] == b"DICM":
         raise ScanError(f"{path.name} is one DICOM file; pass the folder that holds its whole series")
     if not start:
-        raise ScanError(f"{path.name} is empty; copy or export it again")
+        raise ScanError(f"{path.name} is empty; copy or export it again", "cut_off")
     if not path.name.lower().endswith(SUFFIXES):
         raise ScanError(f"{path.name} is not a CT file; pass .nii, .nii.gz, a DICOM folder or a DICOM .zip")
     return "nifti"
@@ -167,7 +167,8 @@ def _checked_range(hu: NDArray[np.float32], name: str) -> tuple[float, float]:
     if not np.isfinite([low, high]).all():
         count = sum(int(np.count_nonzero(~np.isfinite(hu[:, :, part]))) for part in _slabs(hu.shape[2]))
         raise ScanError(
-            f"{name} holds {count} voxels of NaN or infinity; replace them, e.g. by -1024, and save it again"
+            f"{name} holds {count} voxels of NaN or infinity; replace them, e.g. by -1024, and save it again",
+            "not_finite",
         )
     if low == high:
         raise ScanError(f"{name} holds one value, {low:g}, everywhere; pass a scan with an image in it")

@@ -29,9 +29,10 @@ from tumorchain_agent.training.cases import TokenCase, token_cases
 from tumorchain_agent.training.llm_stage import LLMStageConfig, train_llm
 from tumorchain_agent.training.phantom.export import write_cohort
 from tumorchain_agent.training.phantom.patient import ORGANS, Truth
-from tumorchain_agent.training.phantom.text import QUESTIONS, SUBTASKS, compose
+from tumorchain_agent.training.phantom.text import QUESTIONS, compose
 from tumorchain_agent.training.phantom.volume import Pool, make_pool
 from tumorchain_agent.training.targets import PhantomStream, stack
+from tumorchain_agent.training.tasks import SUBTASKS
 from tumorchain_agent.training.vision_stage import VisionModel, VisionStageConfig, train_vision
 
 log = logging.getLogger(__name__)

@@ -43,6 +43,7 @@ COMMANDS: dict[str, Command] = {
     "ask": Command("tumorchain_agent.cli_ask", "ask a question of a CT and write a traced report"),
     "mcp": Command("tumorchain_agent.cli_mcp", "serve the tools to an MCP client over stdio"),
     "phantom": Command("tumorchain_agent.cli_phantom", "make a phantom CT with its label map and its truth"),
+    "data": Command("tumorchain_agent.cli_data", "check, split, convert and make training data"),
     "evaluate": Command("tumorchain_agent.cli_evaluate", "measure a checkpoint on phantoms of unseen seeds"),
 }
 

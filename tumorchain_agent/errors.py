@@ -2,6 +2,11 @@
 
 from __future__ import annotations
 
+from typing import Literal
+
+Fault = Literal["missing", "cut_off", "not_finite"]
+"""What is wrong with a file, where the caller may want to tell such files apart and count them."""
+
 
 class TumorChainError(Exception):
     """Anything the user can do something about. ``str(error)`` is one line: the culprit, then the remedy."""
@@ -19,6 +24,10 @@ class InputError(TumorChainError):
 
     exit_code = 2
 
+    def __init__(self, message: str = "", fault: Fault | None = None) -> None:
+        super().__init__(message)
+        self.fault = fault
+
 
 class ScanError(InputError):
     """The scan can't be read as one CT volume."""
@@ -34,6 +43,10 @@ class UnknownOrganError(InputError):
 
 class QuestionError(InputError):
     """The question is empty or too long."""
+
+
+class DataError(InputError):
+    """A file, line or sample of training data that can't be used."""
 
 
 class OutputError(InputError):

@@ -13,8 +13,9 @@ from tumorchain_agent.training.phantom.anatomy import ORGAN_IDS
 from tumorchain_agent.training.phantom.export import write_arrays, write_case
 from tumorchain_agent.training.phantom.patient import ORGANS, Case, Truth, generate, realise, sample_plan
 from tumorchain_agent.training.phantom.render import to_stored
-from tumorchain_agent.training.phantom.text import SUBTASKS, clinical_stage, compose, final_text
+from tumorchain_agent.training.phantom.text import clinical_stage, compose, final_text
 from tumorchain_agent.training.phantom.volume import model_grid, to_model_axes, windowed
+from tumorchain_agent.training.tasks import SUBTASKS
 
 COARSE = (3.0, 3.0, 6.0)
 

@@ -14,15 +14,6 @@ from tumorchain_agent.tools.organs import display_name
 from tumorchain_agent.tools.tnm import stage_group
 from tumorchain_agent.training.phantom.patient import ORGANS, Truth
 
-TASKS = {
-    "position": ("organ", "tumor_position", "segment"),
-    "lesion": ("shape", "boundary", "density", "count", "others"),
-    "tnm": ("tumor", "node", "metastasis"),
-    "report": ("report",),
-}
-"""The paper's 4 tasks and 12 subtasks (Table 1)."""
-SUBTASKS = tuple(name for names in TASKS.values() for name in names)
-
 QUESTIONS: dict[str, tuple[str, ...]] = {
     "organ": (
         "Is there a tumor, and in which organ?",
@@ -190,9 +181,18 @@ def final_text(
     """The last round: findings → impression → pathology, then the answer; an absent organ is not assessed."""
     parts = [findings(truth, examined)]
     parts += [f"The {spoken(o)} is not in the scan and was not assessed." for o in absent]
-    parts += [impression(truth), pathology(truth)]
-    answer = f"{spoken(asked)} not assessed" if asked in absent else short_answer(truth, subtask, asked)
-    return " ".join(parts) + f" Answer: {answer}."
+    parts += [impression(truth), pathology(truth), closing(answer_text(truth, subtask, asked, absent))]
+    return " ".join(parts)
+
+
+def answer_text(truth: Truth, subtask: str, asked: str | None, absent: tuple[str, ...]) -> str:
+    """The short answer, or that the organ asked about was not assessed because the scan doesn't hold it."""
+    return f"{spoken(asked)} not assessed" if asked and asked in absent else short_answer(truth, subtask, asked)
+
+
+def closing(answer: str) -> str:
+    """The sentence that closes the last round."""
+    return f"Answer: {answer}."
 
 
 def compose(rng: np.random.Generator, truth: Truth, subtask: str, suspicion: dict[str, float]) -> Sample:

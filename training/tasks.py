@@ -1,0 +1,20 @@
+"""The paper's 4 tasks and 12 subtasks (2.1, Table 1), by the names that data, phantoms and evaluation use."""
+
+from __future__ import annotations
+
+from typing import Final, Literal
+
+Task = Literal["position", "lesion", "tnm", "report"]
+
+TASKS: Final[dict[Task, tuple[str, ...]]] = {
+    "position": ("organ", "tumor_position", "segment"),
+    "lesion": ("shape", "boundary", "density", "count", "others"),
+    "tnm": ("tumor", "node", "metastasis"),
+    "report": ("report",),
+}
+"""Task → its subtasks, in the order of Table 1."""
+
+SUBTASKS: Final[tuple[str, ...]] = tuple(name for names in TASKS.values() for name in names)
+
+TASK_OF: Final[dict[str, Task]] = {name: task for task, names in TASKS.items() for name in names}
+"""Subtask → its task."""
