@@ -45,6 +45,7 @@ COMMANDS: dict[str, Command] = {
     "phantom": Command("tumorchain_agent.cli_phantom", "make a phantom CT with its label map and its truth"),
     "data": Command("tumorchain_agent.cli_data", "check, split, convert and make training data"),
     "evaluate": Command("tumorchain_agent.cli_evaluate", "measure a checkpoint on phantoms of unseen seeds"),
+    "train": Command("tumorchain_agent.cli_train", "train a model, or plan the memory that it takes"),
 }
 
 

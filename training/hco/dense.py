@@ -27,6 +27,8 @@ class DenseTargets:
     """[B, 2048]: share that tumors and metastases cover; negative where that isn't known."""
     attributes: Tensor
     """int64 [B, 2048, len(ATTRIBUTES)]: class of the lesion's property, −1 where none applies."""
+    counted: Tensor
+    """[B]: 1, or 0 for a scan that another batch of the step has counted already."""
 
 
 class DenseHeads(nn.Module):
@@ -49,15 +51,15 @@ class DenseHeads(nn.Module):
         lesion = F.binary_cross_entropy_with_logits(
             self.lesion(tokens).squeeze(-1), wanted, weight, reduction="none"
         )
-        total = organs.mean((1, 2)).sum() + 4 * lesion.mean(1).sum()
+        total = organs.mean((1, 2)) + 4 * lesion.mean(1)
         for k, head in enumerate(self.attributes):
             classes = targets.attributes[..., k]
             known = (classes != UNKNOWN).sum(1)
             each = F.cross_entropy(
                 head(tokens).transpose(1, 2), classes, ignore_index=UNKNOWN, reduction="none"
             )
-            total = total + 0.15 * (each.sum(1) / known.clamp_min(1)).sum()
-        return total
+            total = total + 0.15 * each.sum(1) / known.clamp_min(1)
+        return (total * targets.counted).sum()
 
 
 def stack(targets: list[DenseTargets]) -> DenseTargets:
@@ -66,4 +68,5 @@ def stack(targets: list[DenseTargets]) -> DenseTargets:
         torch.cat([t.organs for t in targets]),
         torch.cat([t.lesion for t in targets]),
         torch.cat([t.attributes for t in targets]),
+        torch.cat([t.counted for t in targets]),
     )

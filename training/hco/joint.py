@@ -79,10 +79,10 @@ class JointModel(nn.Module):
             if batch.row is not None:
                 text, count = self._text(flat, batch.row), batch.row.text_tokens
             cls = self._cls(flat, batch.organs)
-            dense = None
+            dense, scans = None, 0
             if self.heads is not None and batch.dense is not None:
-                dense = self.heads(tokens, batch.dense)
-        return Sums(text, count, cls, len(batch.organs.labels), dense, len(tokens))
+                dense, scans = self.heads(tokens, batch.dense), int(batch.dense.counted.sum())
+        return Sums(text, count, cls, len(batch.organs.labels), dense, scans)
 
     def tokens(self, batch: JointBatch) -> Tensor:
         """[scans, 2048, C] float32."""
