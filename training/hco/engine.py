@@ -230,6 +230,8 @@ class ZeroEngine(Engine):
 def build_engine(config: TrainConfig) -> Engine:
     """The engine of a configuration, for the processes that ``torchrun`` started, or for this one alone."""
     on_cuda = torch.cuda.is_available()
+    if not on_cuda:
+        os.environ.setdefault("DS_ACCELERATOR", "cpu")
     try:
         import accelerate
     except ImportError as error:
@@ -242,8 +244,6 @@ def build_engine(config: TrainConfig) -> Engine:
 def _zero_accelerator(config: TrainConfig, on_cuda: bool) -> Accelerator:
     """accelerate chooses DeepSpeed by an environment variable, and no backend by itself where there is no GPU."""
     os.environ["ACCELERATE_USE_DEEPSPEED"] = "true"
-    if not on_cuda:
-        os.environ.setdefault("DS_ACCELERATOR", "cpu")
     for name, value in (("RANK", "0"), ("LOCAL_RANK", "0"), ("WORLD_SIZE", "1"), ("MASTER_ADDR", "127.0.0.1")):
         os.environ.setdefault(name, value)
     os.environ.setdefault("MASTER_PORT", "29511")
