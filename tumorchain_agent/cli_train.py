@@ -21,7 +21,10 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--set", metavar="A.B=C", action="append", default=[], help="change a key, e.g. stages.cot.steps=100"
     )
     parser.add_argument(
-        "--out", metavar="DIR", type=Path, help="folder of this training (default: runs/ and the CONFIG's name)"
+        "--out",
+        metavar="DIR",
+        type=Path,
+        help="folder of this training (default: runs/ and the CONFIG's name)",
     )
     parser.add_argument(
         "--prepare", action="store_true", help="only fill the cache of preprocessed volumes, then stop"
@@ -67,7 +70,9 @@ def _train(config: TrainConfig, out: Path, *, prepare: bool) -> int:
         return 0
     place = train(setup)
     if setup.engine.main:
-        print(f"trained {place.total_steps} steps on {place.samples} samples: {out / 'best'}", file=sys.stderr)
+        print(
+            f"trained {place.total_steps} steps on {place.samples} samples: {out / 'best'}", file=sys.stderr
+        )
     return 0
 
 

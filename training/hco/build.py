@@ -77,7 +77,9 @@ def open_sources(config: TrainConfig, cache: Path, engine: Engine) -> tuple[Sour
         found = train, RecordSource(data.records, "test", volumes, data.volumes)
         for side, source in zip(("train", "test"), found, strict=True):
             if not len(source):
-                raise DataError(f"{data.records} has no sample of split {side}: run tumorchain-agent data split")
+                raise DataError(
+                    f"{data.records} has no sample of split {side}: run tumorchain-agent data split"
+                )
         if train.bad_lines and engine.main:
             log.warning("%s: %d bad lines, first %s", data.records, len(train.bad_lines), train.bad_lines[0])
         if train.bad_lines and data.on_bad == "fail":
@@ -148,7 +150,9 @@ def build_model(config: TrainConfig, tokenizer: PreTrainedTokenizerFast) -> Join
         tower = VisionConfig(encoder=wanted.encoder, hidden_size=llm.config.hidden_size).build()
     if wanted.vision is not None:
         _load_vision_stage(tower, wanted)
-    if wanted.encoder.kind == "nano":
+    if (
+        tower.config.encoder.kind == "nano" and config.engine == "plain"
+    ):  # DeepSpeed wants weights in one order
         tower.encoder.to(memory_format=torch.channels_last_3d)  # type: ignore[call-overload]
     if config.checkpointing:
         llm.gradient_checkpointing_enable({"use_reentrant": False})
@@ -168,7 +172,9 @@ def _load_vision_stage(tower: VisionTower, wanted: Model) -> None:
             module.load_state_dict(mine)
     except (OSError, KeyError, RuntimeError) as error:
         reason = " ".join(str(error).split())[:200]
-        raise CheckpointError(f"{path} is no vision.pt of this encoder ({reason}): check model.vision") from error
+        raise CheckpointError(
+            f"{path} is no vision.pt of this encoder ({reason}): check model.vision"
+        ) from error
 
 
 def export_checkpoint(

@@ -161,7 +161,9 @@ class TrainConfig(_Part):
     @model_validator(mode="after")
     def _fits(self) -> Self:
         if self.batch % self.questions_per_scan:
-            raise ValueError(f"batch {self.batch} is no multiple of questions_per_scan {self.questions_per_scan}")
+            raise ValueError(
+                f"batch {self.batch} is no multiple of questions_per_scan {self.questions_per_scan}"
+            )
         names = [stage.name for stage in self.stages]
         if len(set(names)) < len(names):
             raise ValueError("two stages have the same name")

@@ -121,7 +121,7 @@ class Engine:
 
     @property
     def main(self) -> bool:
-        return self.rank == 0
+        return bool(self.rank == 0)
 
     def start(self, model: JointModel, stage: Stage) -> None:
         """Begin a stage: freeze, and make its optimizers."""
@@ -244,7 +244,12 @@ def build_engine(config: TrainConfig) -> Engine:
 def _zero_accelerator(config: TrainConfig, on_cuda: bool) -> Accelerator:
     """accelerate chooses DeepSpeed by an environment variable, and no backend by itself where there is no GPU."""
     os.environ["ACCELERATE_USE_DEEPSPEED"] = "true"
-    for name, value in (("RANK", "0"), ("LOCAL_RANK", "0"), ("WORLD_SIZE", "1"), ("MASTER_ADDR", "127.0.0.1")):
+    for name, value in (
+        ("RANK", "0"),
+        ("LOCAL_RANK", "0"),
+        ("WORLD_SIZE", "1"),
+        ("MASTER_ADDR", "127.0.0.1"),
+    ):
         os.environ.setdefault(name, value)
     os.environ.setdefault("MASTER_PORT", "29511")
     try:

@@ -44,9 +44,7 @@ class Sums:
     dense: Tensor | None = None
     scans: int = 0
 
-    def loss(
-        self, alpha: float, text_tokens: int, organs: int, dense: float = 0.0, scans: int = 0
-    ) -> Tensor:
+    def loss(self, alpha: float, text_tokens: int, organs: int, dense: float = 0.0, scans: int = 0) -> Tensor:
         """This batch's share of eq. 8 (and of dense supervision by its weight), given the step's totals."""
         total = self.text / max(text_tokens, 1) + alpha * self.cls / max(organs, 1)
         return total if self.dense is None else total + dense * self.dense / max(scans, 1)
@@ -94,9 +92,9 @@ class JointModel(nn.Module):
 
     def encode(self, volumes: Tensor) -> Tensor:
         """Vision tokens [B, 2048, C], float32, as ``forward`` takes them from volumes [B, 1, 32, 256, 256]."""
-        kind = self.llm.device.type
+        kind, weight = self.llm.device.type, next(self.tower.encoder.parameters())
         with torch.autocast(kind, self.autocast, enabled=self.autocast is not None):
-            found: Tensor = self.tower.encoder(volumes)
+            found: Tensor = self.tower.encoder(volumes.to(weight.dtype))
         return found.float()
 
     def _text(self, tokens: Tensor, row: Row) -> Tensor:

@@ -30,7 +30,7 @@ def first_rounds(
     The scan's part of the prompt is read once for all questions.
     """
     training = model.llm.training
-    model.llm.eval()
+    model.llm.train(False)
     try:
         evidence = _projected(model, tokens)
         decoder = Decoder(model.llm, tokenizer, conversations=1)

@@ -37,11 +37,13 @@ class Reporter:
         from torch.utils.tensorboard import SummaryWriter
 
         folder, first = self._place
-        self._board = SummaryWriter(str(folder), purge_step=first + 1)  # type: ignore[no-untyped-call]
+        self._board = SummaryWriter(str(folder), purge_step=first + 1)
         console = Console(stderr=True)
         if console.is_terminal:
-            columns = (TextColumn("{task.description}"), BarColumn(), TimeRemainingColumn(), TextColumn("{task.fields[facts]}"))
-            self._bar = Progress(*columns, console=console)
+            facts = TextColumn("{task.fields[facts]}")
+            self._bar = Progress(
+                TextColumn("{task.description}"), BarColumn(), TimeRemainingColumn(), facts, console=console
+            )
             self._bar.start()
         return self
 

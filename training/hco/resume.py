@@ -58,7 +58,7 @@ class Checkpoints:
         return found[-1] if found else None
 
     def save(self, engine: Engine, place: Place) -> Path:
-        """Write a checkpoint whole, then drop the oldest. OutputError when it can't be; earlier ones stay as they are."""
+        """Write a checkpoint whole, then drop the oldest. OutputError when it can't be; earlier ones stay."""
         name = f"step-{place.total_steps:08d}"
         draft, target = self.folder / f".{name}.tmp", self.folder / name
         failure = self._together(engine, lambda: self._begin(draft), main_only=True)

@@ -67,14 +67,10 @@ def of_record(record: CoTSample, scan: ScanData) -> Item | BadSample:
     organs = tuple(each.organs for each in record.rounds) or ((),)
     caption = record.texts[-1].partition("Impression:")[0].strip() or record.texts[-1]
     task = TASK_OF.get(record.subtask, record.task)
-    return Item(
-        record.id, task, record.prompt, organs, record.texts, record.conclusion, caption
-    )
+    return Item(record.id, task, record.prompt, organs, record.texts, record.conclusion, caption)
 
 
-def of_phantom(
-    scan: ScanData, seed: Sequence[int], suspicion: Mapping[str, float] | None, name: str
-) -> Item:
+def of_phantom(scan: ScanData, seed: Sequence[int], suspicion: Mapping[str, float] | None, name: str) -> Item:
     """A question about a phantom, drawn by ``seed``; ``suspicion`` as ``compose`` takes it, neutral by default."""
     rng = np.random.default_rng([17, *seed])
     truth = truth_of(scan.truth or {})
@@ -107,10 +103,13 @@ def of_phantom(
 
 def truth_of(fields: Mapping[str, Any]) -> Truth:
     """A Truth from the fields that the cache keeps as JSON."""
-    return Truth(**{k: tuple(v) if isinstance(v, list) else v for k, v in fields.items()})
+    values: dict[str, Any] = {k: tuple(v) if isinstance(v, list) else v for k, v in fields.items()}
+    return Truth(**values)
 
 
-def turns(item: Item, form: Form, there: Mapping[str, object], *, iir: bool = True, cot: bool = True) -> list[Turn]:
+def turns(
+    item: Item, form: Form, there: Mapping[str, object], *, iir: bool = True, cot: bool = True
+) -> list[Turn]:
     """The conversation of an item; ``there`` holds the organs in the scan.
 
     ``instruct`` and ``cot=False`` keep the rounds and end with the answer alone; ``iir=False`` shows no organ and
@@ -165,4 +164,3 @@ def with_own_first_round(item: Item, said: str) -> Item:
     last = item.retell([*named, *missed]) if item.retell else item.texts[-1]
     texts = (said, look_closer(list(missed)), last) if missed else (said, last)
     return replace(item, organs=organs, texts=texts, own=True)
-

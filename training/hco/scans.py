@@ -161,8 +161,8 @@ def _unpacked(stored: Any, volume: bool) -> ScanData:
         coverage={organ: shares[k] for k, organ in enumerate(facts["organs"])},
         present=None if facts["present"] is None else frozenset(facts["present"]),
         abnormal=facts["abnormal"],
-        lesion=stored["lesion"] if "lesion" in stored else None,
-        attributes=stored["attributes"] if "attributes" in stored else None,
+        lesion=stored.get("lesion"),
+        attributes=stored.get("attributes"),
         truth=facts["truth"],
     )
 

@@ -78,7 +78,9 @@ def load(source: Source, scan: int, *, volume: bool = True) -> ScanData | Unusab
     return made
 
 
-def fill_cache(source: Source, workers: int, advance: Callable[[int], None] | None = None) -> dict[int, Unusable]:
+def fill_cache(
+    source: Source, workers: int, advance: Callable[[int], None] | None = None
+) -> dict[int, Unusable]:
     """Make every scan that the cache lacks, in ``workers`` processes; the scans that can't be used, by number."""
     missing = [scan for scan in range(len(source)) if source.key(scan) not in source.cache]
     if advance:

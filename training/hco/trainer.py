@@ -6,8 +6,7 @@ import logging
 import math
 import signal
 import time
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -59,13 +58,22 @@ def train(run: Run) -> Place:
     latest = checkpoints.latest()
     place = read_place(latest, run.engine.world) if latest else Place(world=run.engine.world)
     first, active = place.total_steps, run.engine.main
-    with Reporter(run.out, run.config.log_every, first_step=first, active=active) as reporter, _Stop() as stop:
+    with (
+        Reporter(run.out, run.config.log_every, first_step=first, active=active) as reporter,
+        _Stop() as stop,
+    ):
         while place.stage < len(run.config.stages):
             stage = _StageRun(run, place, checkpoints, reporter, stop)
             stage.begin(latest)
             latest = None
             stage.run()
-            place.stage, place.step, place.elapsed_s, place.best, place.bad = place.stage + 1, 0, 0.0, None, []
+            place.stage, place.step, place.elapsed_s, place.best, place.bad = (
+                place.stage + 1,
+                0,
+                0.0,
+                None,
+                [],
+            )
     if active:
         run.export("last", place)
     run.engine.barrier()
@@ -81,7 +89,10 @@ class _StageRun:
         self.stage: Stage = run.config.stages[place.stage]
         config = self.config
         self.shape = Shape(
-            config.batch // config.questions_per_scan, config.accumulation, self.engine.world, self.engine.rank
+            config.batch // config.questions_per_scan,
+            config.accumulation,
+            self.engine.world,
+            self.engine.rank,
         )
         self.order = Order(run.source, config.questions_per_scan, config.seed, place.stage)
         self.steps = self._steps()
@@ -201,9 +212,7 @@ class _StageRun:
         tokens = int(self.engine.total([float(length)])[0])
         self.place.samples += samples
         self.place.tokens += tokens
-        self.reporter.step(
-            self.place.total_steps, self._progress(), values, tokens=tokens, samples=samples
-        )
+        self.reporter.step(self.place.total_steps, self._progress(), values, tokens=tokens, samples=samples)
 
     def _end_of_epoch(self) -> None:
         """Tell what was bad in an epoch when its last unit has been seen."""

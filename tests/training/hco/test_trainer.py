@@ -7,6 +7,7 @@ import os
 import resource
 import signal
 from collections.abc import Iterator
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -55,7 +56,7 @@ def test_eight_passes_of_one_sample_are_one_pass_of_eight(
     shapes = {1: ((1, 8), (8, 1)), 4: ((4, 2), (8, 1))}[questions]
     found = []
     for batch, accumulation in shapes:
-        changes: dict[str, Any] = {"batch": batch, "accumulation": accumulation}
+        changes: dict[str, Any] = {"batch": batch, "accumulation": accumulation, "encoder": tiny.VIT}
         config = tiny.config(records, questions_per_scan=questions, **changes, stage={"steps": 1})
         run = build(config, tmp_path / f"{batch}")
         steps = gradients(run, monkeypatch)
@@ -121,10 +122,15 @@ def test_each_stage_trains_what_it_says_and_nothing_else(records: Path, tmp_path
     run = build(tiny.config(records, stages=stages), tmp_path / "out")
     seen = [weights(run)]
     usual = run.engine.end
-    run.engine.end = lambda: (seen.append(weights(run)), usual())[1]  # type: ignore[method-assign]
+
+    def end() -> None:
+        seen.append(weights(run))
+        usual()
+
+    run.engine.end = end  # type: ignore[method-assign]
     train(run)
     changed = []
-    for before, after in zip(seen, seen[1:], strict=False):
+    for before, after in pairwise(seen):
         names = [name for name in before if not torch.equal(before[name], after[name])]
         changed.append({name.removeprefix("tower.").split(".")[0] for name in names})
     assert changed == [{"encoder", "cls", "heads"}, {"projector"}, {"projector", "llm"}]
@@ -141,7 +147,7 @@ def test_a_loss_that_is_no_number_stops_with_the_samples_and_keeps_the_last_good
         if next(count) == 3:
             names.extend(batch.row.names)
             with torch.no_grad():
-                run.model.tower.projector[0].bias.fill_(float("nan"))  # type: ignore[union-attr,operator]
+                run.model.tower.projector[0].bias.fill_(float("nan"))  # type: ignore[operator]
         return usual(batch)
 
     run.engine.forward = forward  # type: ignore[method-assign]
@@ -277,7 +283,9 @@ def test_the_exported_folder_is_the_model_that_was_trained(records: Path, tmp_pa
     assert info.provenance["steps"] == place.total_steps == 2
     assert info.provenance["config"] == run.config.model_dump(mode="json")
     assert tokenizer.get_vocab() == run.tokenizer.get_vocab()
-    stage = _StageRun(run, place.model_copy(update={"stage": 0, "step": 0}), Checkpoints(run.out, 2), *_quiet(run))
+    stage = _StageRun(
+        run, place.model_copy(update={"stage": 0, "step": 0}), Checkpoints(run.out, 2), *_quiet(run)
+    )
     stage.begin(None)
     batch, _ = stage.feeder.batches(next(stage.loaded))[0]
     run.model.eval()

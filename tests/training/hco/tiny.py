@@ -24,7 +24,10 @@ def lines(name: str, split: str, questions: int = 2) -> list[dict[str, Any]]:
         organ = ORGANS[(int(name[2:]) + k) % 2]
         rounds = [
             {"organs": [], "text": f"The {organ} needs a closer look."},
-            {"organs": [organ], "text": f"Findings: a mass of the {organ}. Impression: tumor. Answer: {organ}."},
+            {
+                "organs": [organ],
+                "text": f"Findings: a mass of the {organ}. Impression: tumor. Answer: {organ}.",
+            },
         ]
         mine = {"id": f"{name}/{k}", "patient": name, "task": task, "subtask": subtask, "split": split}
         files = {"scan": f"{name}/ct.nii.gz", "label_map": f"{name}/labels.nii.gz"}
