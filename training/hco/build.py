@@ -159,8 +159,8 @@ def build_model(config: TrainConfig, tokenizer: PreTrainedTokenizerFast) -> Join
     heads = None
     if any(stage.dense for stage in config.stages):
         heads = DenseHeads(tower.config.encoder.width)
-    half = torch.bfloat16 if config.precision == "bf16" else None
-    return JointModel(tower, llm, heads, half)
+    autocast = config.precision == "bf16" and config.engine == "plain"  # zero2 makes the weights bf16
+    return JointModel(tower, llm, heads, torch.bfloat16 if autocast else None)
 
 
 def _load_vision_stage(tower: VisionTower, wanted: Model) -> None:

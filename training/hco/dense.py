@@ -44,19 +44,19 @@ class DenseHeads(nn.Module):
     def forward(self, tokens: Tensor, targets: DenseTargets) -> Tensor:
         """Sum over scans of their mean losses, from tokens [B, 2048, C]; every head takes part in every call."""
         organs = F.binary_cross_entropy_with_logits(
-            self.organ(tokens), (targets.organs * 2).clamp(max=1), reduction="none"
+            self.organ(tokens).float(), (targets.organs * 2).clamp(max=1), reduction="none"
         )
         wanted = (targets.lesion * 4).clamp(0, 1)
         weight = (1 + 7 * wanted) * (targets.lesion >= 0)
         lesion = F.binary_cross_entropy_with_logits(
-            self.lesion(tokens).squeeze(-1), wanted, weight, reduction="none"
+            self.lesion(tokens).float().squeeze(-1), wanted, weight, reduction="none"
         )
         total = organs.mean((1, 2)) + 4 * lesion.mean(1)
         for k, head in enumerate(self.attributes):
             classes = targets.attributes[..., k]
             known = (classes != UNKNOWN).sum(1)
             each = F.cross_entropy(
-                head(tokens).transpose(1, 2), classes, ignore_index=UNKNOWN, reduction="none"
+                head(tokens).float().transpose(1, 2), classes, ignore_index=UNKNOWN, reduction="none"
             )
             total = total + 0.15 * each.sum(1) / known.clamp_min(1)
         return (total * targets.counted).sum()

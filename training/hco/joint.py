@@ -53,7 +53,7 @@ class Sums:
 class JointModel(nn.Module):
     """Vision tower, LLM and heads behind one ``forward``, as a distributed engine wants it.
 
-    With ``autocast`` matrix products are taken in that type, whatever the weights' own.
+    With ``autocast`` matrix products of fp32 weights are taken in that type; bf16 weights need none.
     """
 
     def __init__(
@@ -79,7 +79,8 @@ class JointModel(nn.Module):
             cls = self._cls(flat, batch.organs)
             dense, scans = None, 0
             if self.heads is not None and batch.dense is not None:
-                dense, scans = self.heads(tokens, batch.dense), int(batch.dense.counted.sum())
+                seen = _like(tokens, self.heads)
+                dense, scans = self.heads(seen, batch.dense), int(batch.dense.counted.sum())
         return Sums(text, count, cls, len(batch.organs.labels), dense, scans)
 
     def tokens(self, batch: JointBatch) -> Tensor:
@@ -92,15 +93,15 @@ class JointModel(nn.Module):
 
     def encode(self, volumes: Tensor) -> Tensor:
         """Vision tokens [B, 2048, C], float32, as ``forward`` takes them from volumes [B, 1, 32, 256, 256]."""
-        kind, weight = self.llm.device.type, next(self.tower.encoder.parameters())
+        kind = self.llm.device.type
         with torch.autocast(kind, self.autocast, enabled=self.autocast is not None):
-            found: Tensor = self.tower.encoder(volumes.to(weight.dtype))
+            found: Tensor = self.tower.encoder(_like(volumes, self.tower.encoder))
         return found.float()
 
     def _text(self, tokens: Tensor, row: Row) -> Tensor:
         embeds = self.llm.get_input_embeddings()(row.ids)
         evidence = mixed(tokens, row.cells, row.groups, row.weights, len(row.places))
-        projected = self.tower.project(evidence).to(embeds.dtype)
+        projected = self.tower.project(_like(evidence, self.tower.projector)).to(embeds.dtype)
         embeds = embeds.index_put((row.places,), projected)
         hidden = packed_hidden(self.llm, embeds[None], list(row.blocks))[0]
         wanted = row.labels[1:]
@@ -110,7 +111,13 @@ class JointModel(nn.Module):
 
     def _cls(self, tokens: Tensor, organs: Organs) -> Tensor:
         means = mixed(tokens, organs.cells, organs.groups, organs.weights, len(organs.labels))
-        return F.cross_entropy(self.tower.classify(means).float(), organs.labels, reduction="sum")
+        logits = self.tower.classify(_like(means, self.tower.cls))
+        return F.cross_entropy(logits.float(), organs.labels, reduction="sum")
+
+
+def _like(values: Tensor, module: nn.Module) -> Tensor:
+    """In the type of a module's weights."""
+    return values.to(next(module.parameters()).dtype)
 
 
 def mixed(tokens: Tensor, cells: Tensor, groups: Tensor, weights: Tensor, count: int) -> Tensor:
