@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import os
+import re
 import resource
 import signal
 from collections.abc import Iterator
@@ -14,10 +15,12 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+import yaml
 from torch import Tensor
 
 from tests.training.data.examples import HU, LABELS, write_lines, write_patient
 from tests.training.hco import tiny
+from tumorchain_agent.cli import main
 from tumorchain_agent.errors import Cancelled, DataError, InputError, OutputError, TrainingError
 from tumorchain_agent.model.checkpoint import load_llm, load_tokenizer, load_vision, read_info
 from tumorchain_agent.training.hco.batches import Reader, Shape, to_device
@@ -192,6 +195,28 @@ def test_a_full_disk_leaves_the_last_good_checkpoint_as_the_latest(
     assert latest is not None
     assert latest.name == "step-00000002"
     assert [path.name for path in checkpoints.folder.iterdir()] == ["step-00000002"]
+
+
+def test_workers_read_what_this_process_would_and_progress_is_told_in_lines(
+    records: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    path = tmp_path / "tiny.yaml"
+    path.write_text(yaml.safe_dump(tiny.settings(records, stage={"steps": 2})), encoding="utf-8")
+    ids = []
+    for workers in (0, 2):
+        changes = ["--set", f"data.workers={workers}", "--set", "stages.cot.own_first_rounds=0"]
+        assert main(["train", str(path), "--out", str(tmp_path / f"{workers}"), *changes]) == 0
+        ids.append(read_info(tmp_path / f"{workers}" / "best").checkpoint_id)
+    assert ids[0] == ids[1]
+    told = capsys.readouterr().err
+    assert re.search(
+        r"step 1  text [\d.]+  cls [\d.]+  norm [\d.]+  \d+ tokens/s  [\d.]+ samples/s, 50 %", told
+    )
+    assert re.search(r"step 2 validation: lesion [\d.]+  position [\d.]+ .* mean [\d.]+", told)
+    assert main(["train", str(path), "--set", "stages.cot.step=3"]) == 2
+    assert "unknown key stages.0.step; the nearest known key is stages.steps" in capsys.readouterr().err
+    assert main(["train", "7b", "--plan", "--devices", "8"]) == 0
+    assert "| cot | 100% | 14.38 | 1.80 | 10.78 |" in capsys.readouterr().out
 
 
 def test_another_configuration_is_refused_in_the_folder_of_a_training(records: Path, tmp_path: Path) -> None:
