@@ -212,7 +212,7 @@ def test_workers_read_what_this_process_would_and_progress_is_told_in_lines(
     assert re.search(
         r"step 1  text [\d.]+  cls [\d.]+  norm [\d.]+  \d+ tokens/s  [\d.]+ samples/s, 50 %", told
     )
-    assert re.search(r"step 2 validation: lesion [\d.]+  position [\d.]+ .* mean [\d.]+", told)
+    assert re.search(r"step 2 validation: lesion [\d.]+  report [\d.]+  cls [\d.]+  mean [\d.]+", told)
     assert main(["train", str(path), "--set", "stages.cot.step=3"]) == 2
     assert "unknown key stages.0.step; the nearest known key is stages.steps" in capsys.readouterr().err
     assert main(["train", "7b", "--plan", "--devices", "8"]) == 0
