@@ -8,6 +8,7 @@ sees in each step what two processes see.
 from __future__ import annotations
 
 import itertools
+import signal
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, fields, replace
 from functools import lru_cache
@@ -90,14 +91,21 @@ class Loaded:
     tokens: Tensor | None
 
 
+Numbered = tuple[int, Unit]
+
+
 class Reader(Dataset[list[Loaded]]):
-    """Forward passes by their index, read in worker processes."""
+    """Forward passes by their units, which this process looks up and worker processes read."""
 
     def __init__(self, order: Order, shape: Shape, tokens: TokenCache | None) -> None:
         self.order, self.shape, self.tokens = order, shape, tokens
 
-    def __getitem__(self, index: int) -> list[Loaded]:
-        return [self.read(number, self.order.unit(number)) for number in self.shape.numbers(index)]
+    def __getitem__(self, units: list[Numbered]) -> list[Loaded]:
+        return [self.read(number, unit) for number, unit in units]
+
+    def units(self, index: int) -> list[Numbered]:
+        """Those of forward pass ``index``."""
+        return [(number, self.order.unit(number)) for number in self.shape.numbers(index)]
 
     def read(self, number: int, unit: Unit) -> Loaded:
         """The volume is left out where the encoder's tokens are known."""
@@ -113,15 +121,21 @@ class Reader(Dataset[list[Loaded]]):
 
 def stream(reader: Reader, first: int, count: int | None, workers: int) -> Iterator[list[Loaded]]:
     """Forward passes from index ``first`` on, in order; ``count`` of them or endless."""
-    indices: Any = itertools.count(first) if count is None else range(first, first + count)
+    indices = itertools.count(first) if count is None else range(first, first + count)
+    units: Any = (reader.units(index) for index in indices)
     loader: DataLoader[list[Loaded]] = DataLoader(
         reader,
         batch_size=None,
-        sampler=indices,
+        sampler=units,
         num_workers=workers,
+        worker_init_fn=_leave_ctrl_c_to_the_main_process,
         prefetch_factor=4 if workers else None,
     )
     return iter(loader)
+
+
+def _leave_ctrl_c_to_the_main_process(_worker: int) -> None:
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
 
 
 @dataclass(frozen=True, eq=False)

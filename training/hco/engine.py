@@ -48,9 +48,12 @@ def modules(model: JointModel, stage: Stage) -> Iterator[tuple[str, nn.Module, f
 
 
 def freeze(model: JointModel, stage: Stage) -> None:
-    """Let exactly what the stage trains ask for gradients; the rest is in evaluation mode."""
+    """Let exactly what the stage trains ask for gradients.
+
+    All is in training mode, in which a frozen LLM's layers can be recomputed too; nothing of it is random.
+    """
     for _, module, rate in modules(model, stage):
-        module.requires_grad_(rate > 0).train(rate > 0)
+        module.requires_grad_(rate > 0).train()
 
 
 class Optimizers:

@@ -133,6 +133,7 @@ class _StageRun:
             if over or place.total_steps % config.save_every == 0:
                 self._save(over)
             self._heed()
+        self._report_bad()
         self.engine.end()
         if self.engine.main:
             log.info("stage %s is done after %d steps", self.stage.name, place.step)
@@ -220,7 +221,15 @@ class _StageRun:
             n * self.shape.step_units // self.order.length for n in (self.place.step - 1, self.place.step)
         )
         if now > before:
+            self._report_bad()
+
+    def _report_bad(self) -> None:
+        """What all processes have seen since the last report; DataError when none of it was good."""
+        reports = self.engine.gather(self.counter.so_far)
+        self.counter.so_far = sum(reports[1:], reports[0])
+        if self.counter.so_far.good + self.counter.so_far.bad and self.engine.main:
             self.counter.end_epoch()
+        self.counter.so_far = BadDataReport()
 
     def _validate(self) -> None:
         run, place = self.of, self.place
@@ -266,9 +275,10 @@ def _values(sums: Sums) -> list[float]:
 
 
 class _Stop:
-    """While it lasts, the first ctrl-c or SIGTERM asks the training to save and stop; the second ends it at once."""
+    """While it lasts, ctrl-c or SIGTERM asks the training to save and stop; a second ctrl-c ends it at once."""
 
     asked = False
+    _interrupts = 0
 
     def __enter__(self) -> _Stop:
         self._before = {}
@@ -284,7 +294,8 @@ class _Stop:
             signal.signal(number, handler)
 
     def _heard(self, number: int, _frame: object) -> None:
-        if self.asked:
+        self._interrupts += number == signal.SIGINT
+        if self._interrupts > 1:
             raise KeyboardInterrupt
         self.asked = True
         log.warning("stopping after this step; once more stops at once")

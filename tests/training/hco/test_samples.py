@@ -22,11 +22,12 @@ from tumorchain_agent.tools.roi import mean_mixture
 from tumorchain_agent.training.data.policy import BadSample, Reason
 from tumorchain_agent.training.data.record import CoTSample
 from tumorchain_agent.training.hco.build import build
+from tumorchain_agent.training.hco.config import Form
 from tumorchain_agent.training.hco.own import first_rounds
 from tumorchain_agent.training.hco.rows import Evidence, encode
 from tumorchain_agent.training.hco.samples import Item, of_phantom, of_record, turns, with_own_first_round
-from tumorchain_agent.training.hco.scans import ScanData
-from tumorchain_agent.training.hco.sources import PhantomSource, VolumeCache, load
+from tumorchain_agent.training.hco.scans import ScanData, VolumeCache
+from tumorchain_agent.training.hco.sources import PhantomSource, load
 from tumorchain_agent.training.hco.trainer import train
 from tumorchain_agent.training.phantom.volume import make_pool
 
@@ -99,8 +100,8 @@ def _count(part: object) -> int:
 
 
 def test_forms_and_ablations_show_and_say_what_their_names_tell(coverage: dict[str, Any]) -> None:
-    def said(*args: Any, **switches: bool) -> tuple[list[str], list[str | None]]:
-        found = turns(ITEM, *args, coverage, **switches)
+    def said(form: Form, *, iir: bool = True, cot: bool = True) -> tuple[list[str], list[str | None]]:
+        found = turns(ITEM, form, coverage, iir=iir, cot=cot)
         texts = [str(t.parts[0]) for t in found if t.role == "assistant"]
         organs = [p.organ for t in found for p in t.parts if isinstance(p, Evidence)]
         return texts, organs
@@ -208,4 +209,6 @@ def test_suspicion_is_what_cls_says_of_the_cached_tokens(tmp_path: Path) -> None
     scan = ScanData("s", None, {"liver": share, "spleen": share})
     found = feeder._suspicion(Loaded(0, Unit(0, (0,)), "k", scan, (), tokens))
     mean = mean_mixture(share).of(tokens)
-    assert found == {"liver": pytest.approx(cls(mean).softmax(-1)[0, 1].item())}
+    assert found is not None
+    assert list(found) == ["liver"]
+    assert found["liver"] == pytest.approx(cls(mean).softmax(-1)[0, 1].item())

@@ -292,7 +292,7 @@ def test_a_second_run_reads_the_tokens_and_not_the_volume(records: Path, tmp_pat
 
     cache = TokenCache(run.cache, run.model.tower.encoder, "fp32")
     reader = Reader(Order(run.source, 1, 0, 0), Shape(2, 1), cache)
-    for each in reader[0]:
+    for each in reader[reader.units(0)]:
         assert isinstance(each.scan, ScanData)
         assert each.scan.volume is None
         assert each.tokens is not None
