@@ -57,7 +57,9 @@ def test_help_is_there_in_under_a_second() -> None:
     assert DISCLAIMER in " ".join(done.stdout.split())
 
 
-@pytest.mark.parametrize("argv", [["--help"], ["ask", "--help"], ["--version"]])
+@pytest.mark.parametrize(
+    "argv", [["--help"], ["ask", "--help"], ["data", "--help"], ["data", "split", "--help"], ["--version"]]
+)
 def test_help_imports_nothing_heavy(argv: list[str]) -> None:
     code = f"import sys; from tumorchain_agent.cli import main; main({argv!r});"
     code += f"print('HEAVY', [name for name in {HEAVY!r} if name in sys.modules])"
@@ -93,6 +95,14 @@ def test_every_command_has_its_module_arguments_and_help(
         ),
         (["evaluate", "--quick", "--patients", "0"], "--patients: '0' is not a whole number from 1"),
         (["phantom", "out", "--n", "1.5"], "--n: '1.5' is not a whole number from 0"),
+        (["data"], "WHAT"),
+        (["data", "check", "a.jsonl"], "invalid choice: 'check'"),
+        (["data", "validate", "a.jsonl", "--firs", "3"], "--firs"),
+        (
+            ["data", "split", "a.jsonl", "b.jsonl", "--test", "1"],
+            "--test: '1' is not a number between 0 and 1",
+        ),
+        (["data", "convert", "m3d", "a.csv", "b.jsonl"], "invalid choice: 'm3d'"),
     ],
 )
 def test_wrong_arguments_are_told_in_one_line(

@@ -95,7 +95,9 @@ def _check_exists(path: Path) -> None:
     if path.exists():
         return
     if not path.parent.is_dir():
-        raise ScanError(f"{path} does not exist, nor does the folder {path.parent}; check the path", "missing")
+        raise ScanError(
+            f"{path} does not exist, nor does the folder {path.parent}; check the path", "missing"
+        )
     names = [entry.name for entry in path.parent.iterdir()]
     near = difflib.get_close_matches(path.name, names, n=1, cutoff=0.5)
     hint = f"did you mean {path.parent / near[0]}?" if near else "check the path"

@@ -53,15 +53,17 @@ def check_name(path: Path) -> Path:
 
 
 @contextmanager
-def reading(path: Path, error: type[InputError] = InputError) -> Iterator[tuple[IO[bytes], IO[bytes]]]:
-    """The bytes of a file, unpacked if its name ends in ``.gz``, and the file itself, whose position tells how
-    far reading is. Raises ``error`` when there is no such file."""
+def reading(path: Path) -> Iterator[tuple[IO[bytes], IO[bytes]]]:
+    """The bytes of a file, unpacked if its name ends in ``.gz``, and the file itself.
+
+    The position in the file itself tells how far reading is. InputError when there is no such file.
+    """
     try:
         raw = path.open("rb")
     except FileNotFoundError as cause:
-        raise error(f"{path} does not exist; check the path") from cause
+        raise InputError(f"{path} does not exist; check the path") from cause
     except OSError as cause:
-        raise error(f"{path} can't be read ({cause.strerror}); check the path") from cause
+        raise InputError(f"{path} can't be read ({cause.strerror}); check the path") from cause
     with raw:
         if path.suffix != ".gz":
             yield raw, raw

@@ -13,6 +13,8 @@ from tumorchain_agent.training.data.files import Advance, reading
 
 _CHUNK: Final = 1 << 18
 _SPACE: Final = " \t\r\n"
+_NUMBER_TAIL: Final = 3
+"""A number goes on for certain only where this many characters, e.g. ``e+5``, are there to be read."""
 
 
 def list_items(path: Path, on_progress: Advance | None = None) -> Iterator[tuple[str, Any]]:
@@ -96,9 +98,10 @@ class _Cursor:
                 if not self._more(len(self._buffer)):
                     self._fail(str(error))
                 continue
-            if end == len(self._buffer) and self._more():
-                continue  # a number may go on in what was just read
-            self._at = end
+            size, tail = end - self._at, len(self._buffer) - end
+            if tail < _NUMBER_TAIL and isinstance(value, int | float) and self._more():
+                continue
+            self._at += size
             return value
 
     def _more(self, least: int = 0) -> bool:

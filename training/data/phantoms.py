@@ -34,6 +34,8 @@ PRIOR: Final = (1.0, 2.0)
 _TAG: Final = 20260312
 _TRIES: Final = 30
 """Draws before a subtask's wordings are held to be used up for a patient."""
+_TURNS: Final = 24
+"""Times that all subtasks take their turn; most have fewer wordings."""
 
 _TRUTH: Final[TypeAdapter[Truth]] = TypeAdapter(Truth)
 
@@ -148,7 +150,7 @@ def cohort_samples(
     for folder in folders:
         patient = read_patient(folder)
         rng = np.random.default_rng([_TAG + 1, seed, patient.truth.seed])
-        turns = [str(name) for _ in range(questions) for name in rng.permutation(SUBTASKS)]
+        turns = [str(name) for _ in range(min(questions, _TURNS)) for name in rng.permutation(SUBTASKS)]
         yield from islice(samples_of(patient, seed, turns, folder=out.parent), questions)
         if on_patient:
             on_patient()

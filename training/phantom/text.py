@@ -187,7 +187,9 @@ def final_text(
 
 def answer_text(truth: Truth, subtask: str, asked: str | None, absent: tuple[str, ...]) -> str:
     """The short answer, or that the organ asked about was not assessed because the scan doesn't hold it."""
-    return f"{spoken(asked)} not assessed" if asked and asked in absent else short_answer(truth, subtask, asked)
+    if asked and asked in absent:
+        return f"{spoken(asked)} not assessed"
+    return short_answer(truth, subtask, asked)
 
 
 def closing(answer: str) -> str:

@@ -133,7 +133,9 @@ def test_a_line_without_its_line_break_is_read(tmp_path: Path) -> None:
     assert next(read_samples(tmp_path / "a.jsonl")) == sample()
 
 
-@pytest.mark.parametrize(("name", "words"), [("no.jsonl", "does not exist"), ("a.csv", "is not named .jsonl")])
+@pytest.mark.parametrize(
+    ("name", "words"), [("no.jsonl", "does not exist"), ("a.csv", "is not named .jsonl")]
+)
 def test_a_file_that_is_missing_or_of_another_kind_is_refused(tmp_path: Path, name: str, words: str) -> None:
     with pytest.raises(InputError, match=words):
         list(read_lines(tmp_path / name))

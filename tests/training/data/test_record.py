@@ -6,7 +6,7 @@ import json
 from pathlib import Path
 from typing import Any
 
-import jsonschema
+import jsonschema  # type: ignore[import-untyped]
 import pytest
 from pydantic import ValidationError
 
@@ -74,7 +74,10 @@ SCHEMA_SEES: list[tuple[dict[str, Any], str]] = [
     ({**CHOICE, "correct": ...}, "choices or correct is missing; add them"),
     ({**CHOICE, "choices": {"A": "liver"}, "correct": "A"}, "at least two that differ"),
     ({**CHOICE, "choices": {"a": "liver", "B": "spleen"}}, "choices.a is 'a'"),
-    ({"choices": {"A": "liver", "B": "spleen"}, "correct": "A"}, "answer_type is open, yet there are choices"),
+    (
+        {"choices": {"A": "liver", "B": "spleen"}, "correct": "A"},
+        "answer_type is open, yet there are choices",
+    ),
     (
         {"rounds": [{"organs": [], "text": ""}, ROUNDS[1]]},
         "rounds[0].text is empty; fill it in",
@@ -94,7 +97,10 @@ ONLY_THE_RECORD_SEES: list[tuple[dict[str, Any], str]] = [
     ({**CHOICE, "correct": "A"}, "answer is not the text of choice A"),
     ({**CHOICE, "choices": {"A": "Liver ", "B": "liver"}}, "at least two that differ"),
     ({"answer": "30x13 mm", "answer_type": "number"}, "is not one number"),
-    ({"rounds": [*ROUNDS, {"organs": ["liver"], "text": "Answer: liver."}]}, "liver is examined more than once"),
+    (
+        {"rounds": [*ROUNDS, {"organs": ["liver"], "text": "Answer: liver."}]},
+        "liver is examined more than once",
+    ),
     ({"rounds": [*ROUNDS, {"organs": [], "text": "Answer: liver."}]}, "is shown no organ"),
     ({"rounds": [ROUNDS[0], {**ROUNDS[1], "absent": ["aorta"]}]}, "rounds[1].absent names aorta"),
     ({"conclusion": "Answer: spleen."}, "doesn't end with the conclusion"),
@@ -142,7 +148,7 @@ def test_the_assistant_says_its_rounds_or_the_conclusion_alone() -> None:
 
 def test_a_sample_can_not_be_changed() -> None:
     with pytest.raises(ValidationError, match="frozen"):
-        sample().split = "test"  # type: ignore[misc]
+        sample().split = "test"
 
 
 @pytest.mark.parametrize("text", ["12", "-3.5", "1e3", "12.5 cm3", "40%", "55 HU", "7mm", "3 mm²"])
