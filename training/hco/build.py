@@ -1,34 +1,24 @@
-"""A configuration → everything that a training works with; and the checkpoint folder that it exports."""
+"""A configuration → everything that a training works with."""
 
 from __future__ import annotations
 
-import hashlib
 import logging
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Final
+from typing import TYPE_CHECKING, Final
 
-import numpy as np
 import torch
 
-from tumorchain_agent import __version__
 from tumorchain_agent.errors import CheckpointError, DataError
-from tumorchain_agent.model.checkpoint import (
-    PHANTOM_DATA,
-    CheckpointInfo,
-    load_llm,
-    load_tokenizer,
-    load_vision,
-    save_checkpoint,
-)
+from tumorchain_agent.model.checkpoint import load_llm, load_tokenizer, load_vision
 from tumorchain_agent.model.config import VisionConfig
 from tumorchain_agent.model.llm import build_llm, llm_config
 from tumorchain_agent.model.tokenizer import build_nano_tokenizer
 from tumorchain_agent.model.vision import VisionTower
 from tumorchain_agent.model.wording import absent_text, attention_text
-from tumorchain_agent.tools.preprocess import Preprocessing
 from tumorchain_agent.training.hco.config import Model, TrainConfig
 from tumorchain_agent.training.hco.dense import DenseHeads
 from tumorchain_agent.training.hco.engine import Engine, build_engine
+from tumorchain_agent.training.hco.export import export_checkpoint
 from tumorchain_agent.training.hco.joint import JointModel
 from tumorchain_agent.training.hco.resume import Place, claim
 from tumorchain_agent.training.hco.samples import DESCRIBE, of_phantom
@@ -175,54 +165,3 @@ def _load_vision_stage(tower: VisionTower, wanted: Model) -> None:
         raise CheckpointError(
             f"{path} is no vision.pt of this encoder ({reason}): check model.vision"
         ) from error
-
-
-def export_checkpoint(
-    config: TrainConfig,
-    model: JointModel,
-    tokenizer: PreTrainedTokenizerFast,
-    source: Source,
-    folder: Path,
-    place: Place,
-) -> CheckpointInfo:
-    """Write what ``ask`` and vLLM load, with where it comes from."""
-    provenance: dict[str, Any] = {
-        "data": PHANTOM_DATA if isinstance(source, PhantomSource) else str(config.data.records),
-        "data_hash": data_hash(source),
-        "config": config.model_dump(mode="json"),
-        "steps": place.total_steps,
-        "samples": place.samples,
-        "tokens": place.tokens,
-        "validation_loss": place.best,
-        "trained_by": __version__,
-    }
-    training = [module for module in model.modules() if module.training]
-    model.eval()
-    dtype = torch.bfloat16 if config.precision == "bf16" and config.model.size != "nano" else None
-    try:
-        return save_checkpoint(
-            folder,
-            model.llm,
-            model.tower,
-            tokenizer,
-            size=config.model.size,
-            preprocessing=Preprocessing().as_dict(),
-            provenance=provenance,
-            alpha=config.stages[-1].alpha,
-            weights_dtype=dtype,
-        )
-    finally:
-        for module in training:
-            module.training = True
-
-
-def data_hash(source: Source) -> str:
-    """Of the records' file, or of the phantoms' anatomies and seed."""
-    digest = hashlib.sha256()
-    if isinstance(source, RecordSource):
-        with source.path.open("rb") as file:
-            return hashlib.file_digest(file, "sha256").hexdigest()
-    if isinstance(source, PhantomSource):
-        digest.update(np.load(source.pool / "seeds.npy").tobytes())
-        digest.update(f"{source.seed} {source.patients} {source.diseases}".encode())
-    return digest.hexdigest()
