@@ -34,7 +34,9 @@ def machine() -> str:
     name = platform.processor() or platform.machine()
     info = Path("/proc/cpuinfo")
     if info.exists():
-        names = [line.split(":", 1)[1].strip() for line in info.read_text().splitlines() if "model name" in line]
+        names = [
+            line.split(":", 1)[1].strip() for line in info.read_text().splitlines() if "model name" in line
+        ]
         name = names[0] if names else name
     load = f"load {os.getloadavg()[0]:.1f}" if hasattr(os, "getloadavg") else "load unknown"
     return f"{name}, {cores()} cores, {load}, Python {platform.python_version()}, numpy {np.__version__}"
@@ -71,7 +73,9 @@ def draw(folder: Path, seed: int) -> None:
 
 
 def main() -> int:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("--patients", type=int, default=64)
     parser.add_argument("--workers", type=int, default=2)
     args = parser.parse_args()
@@ -81,7 +85,9 @@ def main() -> int:
         folder = Path(name)
         cohort = write_cohort(folder / "cohort", n, 0, spacing=None, workers=workers)
         written = measured("written as files", n, workers, lambda: list(cohort))
-        painted = measured("painted into a pool", n, workers, lambda: make_pool(folder / "pool", n, 0, workers))
+        painted = measured(
+            "painted into a pool", n, workers, lambda: make_pool(folder / "pool", n, 0, workers)
+        )
         drawn = measured("drawn from the pool", n, workers, lambda: _draw_all(folder / "pool", n, workers))
     both = Rates(*(1 / (1 / getattr(painted, k) + 1 / getattr(drawn, k)) for k in ("clock", "free")))
     for name, rates in (("written as files", written), ("painted and drawn", both)):

@@ -218,7 +218,10 @@ def _remove_broken_cuda_packages(plan: Plan, log: TextIO) -> Iterator[str]:
 
 def project_plan(root: Path, venv: Path, requirements: Sequence[str]) -> Plan:
     """The plan for this project, or for other ``requirements``: pip arguments, split at spaces."""
-    chosen = tuple(tuple(each.split()) for each in requirements) or ((TORCH,), ("--editable", f"{root}[dev]"))
+    chosen = tuple(tuple(each.split()) for each in requirements) or (
+        (TORCH,),
+        ("--editable", f"{root}[dev,train]"),
+    )
     return Plan(root=root, venv=venv, requirements=chosen, log=root / ".setup" / "setup.log")
 
 

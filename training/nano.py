@@ -82,7 +82,9 @@ def train_nano(config: NanoConfig, work: Path, out: Path) -> CheckpointInfo:
         size="nano",
         preprocessing=Preprocessing().as_dict(),
         provenance={"data": PHANTOM_DATA, "config": config.model_dump(mode="json")},
-        training_distribution={"statistics": fit_ranges(_statistics(work / "described", config.described))},
+        training_distribution={
+            "statistics": fit_ranges(described_statistics(work / "described", config.described))
+        },
         alpha=config.llm.alpha,
     )
 
@@ -124,7 +126,7 @@ def corpus(cases: list[TokenCase], seed: int = 0) -> list[str]:
     return texts
 
 
-def _statistics(folder: Path, count: int) -> list[Statistics]:
+def described_statistics(folder: Path, count: int) -> list[Statistics]:
     """Statistics of phantoms on the way that a user's scan takes: written, opened, preprocessed."""
     config = Preprocessing()
     found = []

@@ -7,6 +7,8 @@ computed once per patient, not once per question; attention is block-diagonal an
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import lru_cache
 from typing import TYPE_CHECKING, Any, Final
@@ -71,18 +73,28 @@ def packed_attention(
 
 def packed_hidden(llm: Qwen2ForCausalLM, embeds: Tensor, blocks: list[Block]) -> Tensor:
     """Last hidden states [1, T, H] of the input embeddings [1, T, H] of a packed row."""
-    from transformers import AttentionInterface
-
-    AttentionInterface.register(ATTENTION, packed_attention)
-    usual = llm.config._attn_implementation
-    llm.set_attn_implementation(ATTENTION)
-    try:
+    with packed_mode(llm):
         states: Tensor = llm.model(
             inputs_embeds=embeds,
             position_ids=position_ids(blocks).to(embeds.device),
             use_cache=False,
             packing=blocks,
         ).last_hidden_state
+    return states
+
+
+@contextmanager
+def packed_mode(llm: Qwen2ForCausalLM) -> Iterator[None]:
+    """The LLM attends within packed rows, and nothing else, while this lasts.
+
+    Around forward and backward together where layers are recomputed: the second time must attend as the first.
+    """
+    from transformers import AttentionInterface
+
+    AttentionInterface.register(ATTENTION, packed_attention)
+    usual = llm.config._attn_implementation
+    llm.set_attn_implementation(ATTENTION)
+    try:
+        yield
     finally:
         llm.set_attn_implementation(usual)
-    return states

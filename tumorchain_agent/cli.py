@@ -48,6 +48,7 @@ COMMANDS: dict[str, Command] = {
         "tumorchain_agent.cli_import_weights", "start a checkpoint from published weights"
     ),
     "evaluate": Command("tumorchain_agent.cli_evaluate", "measure a checkpoint on phantoms of unseen seeds"),
+    "train": Command("tumorchain_agent.cli_train", "train a model, or plan the memory that it takes"),
 }
 
 

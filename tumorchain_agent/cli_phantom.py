@@ -44,7 +44,9 @@ def run(args: argparse.Namespace) -> int:
 
     if args.preview and (args.preview.suffix.lower() != ".png" or not args.n):
         culprit = "--n 0" if not args.n else f"--preview {args.preview}"
-        raise InputError(f"{culprit} gives no picture; ask for one patient or more and a file that ends in .png")
+        raise InputError(
+            f"{culprit} gives no picture; ask for one patient or more and a file that ends in .png"
+        )
     try:
         written, seconds = _write(args)
     except OSError as error:

@@ -121,7 +121,12 @@ def _line(patient: PhantomPatient, sample: Sample, number: int, seed: int, folde
         answer=answer,
         answer_type="open",
         split=side_of(name, test=TEST_SHARE, seed=seed),
-        provenance={"source": "phantom", "asked_organ": sample.asked_organ, "tumor_organ": truth.organ},
+        provenance={
+            "source": "phantom",
+            "asked_organ": sample.asked_organ,
+            "tumor_organ": truth.organ,
+            "abnormal_organs": list(truth.abnormal_organs),
+        },
     )
 
 

@@ -52,6 +52,8 @@ class Turn:
 
     role: Role
     parts: tuple[str | Evidence, ...]
+    learn: bool = True
+    """Off for an assistant's text that is only context: no loss is taken on it."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -94,7 +96,20 @@ def encode(
             ids += [0] * len(piece)
         elif isinstance(piece, TokenPiece):
             ids += piece.ids
-    return Encoded(name, torch.tensor(ids), labels(pieces, tokenizer), tuple(evidence))
+    wanted = _unlearned(labels(pieces, tokenizer), [t.learn for t in turns if t.role == "assistant"])
+    return Encoded(name, torch.tensor(ids), wanted, tuple(evidence))
+
+
+def _unlearned(wanted: Tensor, learn: Sequence[bool]) -> Tensor:
+    """Labels without those of the assistants' texts that aren't to be learned: the k-th run of labels is the k-th
+    assistant's."""
+    if all(learn):
+        return wanted
+    here = wanted != IGNORED_LABEL
+    first = here & ~torch.cat([torch.zeros(1, dtype=torch.bool), here[:-1]])
+    number = first.long().cumsum(0) - 1
+    kept = torch.tensor(learn)[number.clamp_min(0)] & here
+    return torch.where(kept, wanted, torch.tensor(IGNORED_LABEL))
 
 
 def _part(part: str | Evidence, name: str, coverage: Coverage, mixtures: list[Mixture]) -> Part:

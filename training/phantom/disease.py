@@ -174,7 +174,9 @@ class _Placing:
 
     def _points(self, spots: NDArray[np.intp]) -> Array:
         """Voxel indices [n, 3] → mm."""
-        points: Array = (np.asarray(self.grid.origin) + spots * np.asarray(self.grid.spacing)).astype(np.float32)
+        points: Array = (np.asarray(self.grid.origin) + spots * np.asarray(self.grid.spacing)).astype(
+            np.float32
+        )
         return points
 
     def _is(self, tissue: Tissue, centres: Array, radius: float) -> NDArray[np.bool_]:
@@ -248,7 +250,9 @@ def _deposit(
         organ=site,
         substructure="base" if site == "lung" else "lining",
         radii_mm=radii,
-        rotation=node.rotation if outward is None else frame_rotation(outward, np.array([0, 0, 1], np.float32)),
+        rotation=node.rotation
+        if outward is None
+        else frame_rotation(outward, np.array([0, 0, 1], np.float32)),
         shape="lobulated" if lobulated else "round",
         phase=triple(rng.uniform(0, 2 * np.pi, 3)),
     )

@@ -116,7 +116,9 @@ class _Job:
             told = json.loads(self.done.read_text("utf-8"))
             generator, grid = told.get("generator"), told.get("grid", {})
         except (ValueError, AttributeError) as error:
-            raise InputError(f"{self.done} is damaged ({error}); delete it to have it written anew") from error
+            raise InputError(
+                f"{self.done} is damaged ({error}); delete it to have it written anew"
+            ) from error
         if generator != GENERATOR:
             raise InputError(f"{self.done.parent} is of another version's cohort; name another folder")
         shape, spacing = grid.get("shape"), tuple(grid.get("spacing_mm", ()))

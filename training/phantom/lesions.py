@@ -225,5 +225,3 @@ def sample_tumor(
         reach_mm=reach,
         phase=triple(rng.uniform(0, 2 * np.pi, 3)),
     )
-
-

@@ -22,6 +22,8 @@ from tumorchain_agent.training.phantom.stamps import Stamp, apply_labels, marked
 ORGANS = ("liver", "pancreas", "stomach", "colorectum", "esophagus")
 PLANNING_MM = (4.0, 4.0, 6.0)
 """Grid on which lesions look for room, whatever grid the patient is later laid onto."""
+
+
 @dataclass(frozen=True)
 class Truth:
     """What is true of a phantom. ``organ`` is ``None`` when there is no tumour."""
@@ -137,9 +139,7 @@ def realise(plan: Plan, grid: Grid, painted: Painted | None = None, sampling: Sa
     return Case(plan, grid, hu, painted.labels, index, tuple(m.lesion for m in marks), truth_of(plan, marks))
 
 
-def lay(
-    lesions: Sequence[Lesion], painted: Painted, grid: Grid
-) -> tuple[list[Stamp], NDArray[np.uint8]]:
+def lay(lesions: Sequence[Lesion], painted: Painted, grid: Grid) -> tuple[list[Stamp], NDArray[np.uint8]]:
     """Lay lesions into labels and tissue, in place: those that found room, and [x, y, z] the number of each + 1.
 
     Neighbours are pushed aside first. Nodes and metastases are left out where their tumour is.
@@ -162,9 +162,7 @@ def lay(
     return kept, index
 
 
-def _pushed(
-    lesions: Sequence[Lesion], painted: Painted, grid: Grid
-) -> list[tuple[Lesion, tuple[int, ...]]]:
+def _pushed(lesions: Sequence[Lesion], painted: Painted, grid: Grid) -> list[tuple[Lesion, tuple[int, ...]]]:
     """Lesions with what they pushed aside; one that nothing gives way to is no compressing one."""
     out = []
     for lesion in lesions:

@@ -62,7 +62,9 @@ def tile(case: Case, size: int = TILE) -> Image.Image:
 
 def slice_of(case: Case) -> int:
     """Index of the axial slice that shows most of the tumour, else of any finding, else the scan's middle."""
-    order = sorted(range(len(case.lesions)), key=lambda i: (KINDS[case.lesions[i].kind] != 1, -case.lesions[i].size_mm))
+    order = sorted(
+        range(len(case.lesions)), key=lambda i: (KINDS[case.lesions[i].kind] != 1, -case.lesions[i].size_mm)
+    )
     for i in order:
         areas = (case.lesion_index == i + 1).sum(axis=(0, 1))
         if areas.any():
@@ -99,5 +101,3 @@ def save_preview(cases: Sequence[Case], path: Path) -> None:
     temporary = path.with_name(path.name + ".tmp")
     contact_sheet(cases).save(temporary, "PNG")
     temporary.replace(path)
-
-

@@ -105,4 +105,6 @@ def _unremarkable(organs: list[str], truth: Truth, rng: np.random.Generator) -> 
     if not names:
         return "No further finding."
     verb = "is" if len(names) == 1 else "are"
-    return f"{W.capital(W.listing(names))} {verb} {W.pick(rng, ('unremarkable', 'normal', 'free of masses'))}."
+    return (
+        f"{W.capital(W.listing(names))} {verb} {W.pick(rng, ('unremarkable', 'normal', 'free of masses'))}."
+    )

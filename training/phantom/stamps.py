@@ -146,4 +146,3 @@ def marked(mark: Stamp) -> NDArray[np.bool_]:
     if mark.stranded is not None:
         inside &= ~mark.stranded
     return inside
-

@@ -55,6 +55,7 @@ QUESTIONS: dict[str, tuple[str, ...]] = {
     ),
 }
 
+
 @dataclass(frozen=True)
 class Sample:
     """A question with its rounds: ``organs[i]`` is the evidence that round ``i`` is shown (none for the first)."""

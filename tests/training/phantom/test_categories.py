@@ -77,10 +77,8 @@ def m_by_rules(truth: Truth, rules: Rules) -> str:
         return next(name for name, words in criteria.items() if words == "none")
     if truth.organ != "colorectum":
         return next(name for name, words in criteria.items() if words == "distant")
-    if "peritoneum" in truth.sites:
-        wanted = "^peritoneum"
-    else:
-        wanted = "^one organ" if len(truth.sites) == 1 else "^two or more"
+    several = "^one organ" if len(truth.sites) == 1 else "^two or more"
+    wanted = "^peritoneum" if "peritoneum" in truth.sites else several
     return next(name for name, words in criteria.items() if re.search(wanted, words))
 
 

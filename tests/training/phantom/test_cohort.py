@@ -99,9 +99,7 @@ def test_nano_resolution_is_the_same_patient_on_the_grid_of_nano(cohort: Path) -
 def test_the_two_resolutions_agree_on_volumes() -> None:
     nano, full = generate_nano(43, tumor_share=0.0), generate(43, (2.0, 2.0, 4.0), tumor_share=0.0)
     for number in (1, 5, 6, 7):
-        small, large = (
-            float((case.labels == number).sum()) * case.grid.voxel_mm3 for case in (nano, full)
-        )
+        small, large = (float((case.labels == number).sum()) * case.grid.voxel_mm3 for case in (nano, full))
         assert small == pytest.approx(large, rel=0.08)
 
 
@@ -117,7 +115,18 @@ def test_the_preview_is_a_picture_of_the_first_patients(
     cohort: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     path = tmp_path / "sheet.png"
-    argv = ["phantom", str(cohort), "--n", "2", "--seed", "40", "--resolution", "nano", "--preview", str(path)]
+    argv = [
+        "phantom",
+        str(cohort),
+        "--n",
+        "2",
+        "--seed",
+        "40",
+        "--resolution",
+        "nano",
+        "--preview",
+        str(path),
+    ]
     assert main(argv) == 0
     assert f"The first 2 are pictured in {path}." in capsys.readouterr().out
     with Image.open(path) as image:
@@ -126,7 +135,9 @@ def test_the_preview_is_a_picture_of_the_first_patients(
     assert not list(tmp_path.glob("*.tmp"))
 
 
-@pytest.mark.parametrize(("more", "culprit"), [(["--preview", "a.jpg"], "a.jpg"), (["--preview", "a.png"], "--n 0")])
+@pytest.mark.parametrize(
+    ("more", "culprit"), [(["--preview", "a.jpg"], "a.jpg"), (["--preview", "a.png"], "--n 0")]
+)
 def test_a_preview_that_can_not_be_is_refused_before_anything_is_written(
     more: list[str], culprit: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -153,7 +164,13 @@ def test_a_tile_goes_through_the_tumour_and_outlines_it(ill: list[Case]) -> None
 def test_a_caption_tells_the_truth(ill: list[Case]) -> None:
     for case in ill:
         text, truth = caption(case), case.truth
-        for part in (f"seed {truth.seed}", truth.organ, truth.substructure, f"{truth.size_mm:.0f} mm", truth.t):
+        for part in (
+            f"seed {truth.seed}",
+            truth.organ,
+            truth.substructure,
+            f"{truth.size_mm:.0f} mm",
+            truth.t,
+        ):
             assert str(part) in text
         assert ("compresses" in text) == bool(truth.compresses)
         assert ("benign" in text) == bool(truth.mimics)
@@ -170,5 +187,7 @@ def test_workers_paint_on_one_thread() -> None:
         "from tumorchain_agent.training.workers import calm_worker; calm_worker();"
         "print(json.dumps([pool['num_threads'] for pool in threadpool_info()]))"
     )
-    done = subprocess.run([sys.executable, "-c", code], check=True, capture_output=True, text=True, timeout=60)
+    done = subprocess.run(
+        [sys.executable, "-c", code], check=True, capture_output=True, text=True, timeout=60
+    )
     assert set(json.loads(done.stdout)) == {1}

@@ -174,7 +174,11 @@ def test_mimics_come_at_their_documented_rates() -> None:
     plan, _, _ = painted_patient(70)
     rng = np.random.default_rng(13)
     drawn = [{lesion.kind for lesion in sample_mimics(rng, plan.anatomy)} for _ in range(1500)]
-    for kind, share in (("pseudocyst", PSEUDOCYST_SHARE), ("pancreatitis", PANCREATITIS_SHARE), ("cyst", 0.4)):
+    for kind, share in (
+        ("pseudocyst", PSEUDOCYST_SHARE),
+        ("pancreatitis", PANCREATITIS_SHARE),
+        ("cyst", 0.4),
+    ):
         error = 4 * (share * (1 - share) / len(drawn)) ** 0.5
         assert abs(np.mean([kind in kinds for kinds in drawn]) - share) < error
     assert not any({"pseudocyst", "pancreatitis"} <= kinds for kinds in drawn)

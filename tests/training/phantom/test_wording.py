@@ -34,7 +34,9 @@ def said(text: str, canonical: tuple[str, ...]) -> list[str]:
     return [
         name
         for name in canonical
-        if any(re.search(rf"(?<![\w-]){re.escape(way)}(?![\w-])", text) for way in (name, *W.SAME.get(name, ())))
+        if any(
+            re.search(rf"(?<![\w-]){re.escape(way)}(?![\w-])", text) for way in (name, *W.SAME.get(name, ()))
+        )
     ]
 
 
@@ -99,7 +101,11 @@ def test_a_radiology_report_states_size_nodes_and_sites_and_nothing_of_pathology
         nodes = re.search(r"(\w+) enlarged regional lymph nodes?\.", report)
         count = nodes[1].lower() if nodes else "0"
         assert (numbers.index(count) if count in numbers else int(count)) == truth.nodes, report
-        sites = {"liver": r"[Mm]etast\w+[^.]* liver", "lung": "[Mm]etast[^.]* lung", "peritoneum": "peritoneum"}
+        sites = {
+            "liver": r"[Mm]etast\w+[^.]* liver",
+            "lung": "[Mm]etast[^.]* lung",
+            "peritoneum": "peritoneum",
+        }
         assert {site for site, words in sites.items() if re.search(words, report)} == set(truth.sites), report
         assert parse_tnm(report, truth.organ).t == "TX"
         named = set(mentioned_organs(report))

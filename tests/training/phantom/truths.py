@@ -12,7 +12,15 @@ from tumorchain_agent.training.phantom.categories import NODE_CUTS, m_category, 
 from tumorchain_agent.training.phantom.disease import sample_disease
 from tumorchain_agent.training.phantom.lesions import BOUNDARIES, DENSITIES, SECTIONS, SHAPES
 from tumorchain_agent.training.phantom.mimics import sample_mimics
-from tumorchain_agent.training.phantom.patient import ORGANS, Plan, Truth, body_grid, lay, sample_plan, truth_of
+from tumorchain_agent.training.phantom.patient import (
+    ORGANS,
+    Plan,
+    Truth,
+    body_grid,
+    lay,
+    sample_plan,
+    truth_of,
+)
 from tumorchain_agent.training.phantom.render import PHASES
 from tumorchain_agent.training.phantom.shapes import Grid
 from tumorchain_agent.training.phantom.stamps import Stamp
@@ -62,7 +70,9 @@ def random_truth(rng: np.random.Generator, organ: str | None) -> Truth:
     wall = organ not in ("liver", "pancreas")
     reach = float(rng.choice((0.5, 4.0, 9.0))) if wall else 0.0
     invaded = (int(rng.choice((1, 18, 52))),) if reach >= 8 and rng.random() < 0.4 else ()
-    pushed = () if invaded else tuple(sorted(rng.choice((1, 3, 18, 19), int(rng.integers(3)), False).tolist()))
+    pushed = (
+        () if invaded else tuple(sorted(rng.choice((1, 3, 18, 19), int(rng.integers(3)), False).tolist()))
+    )
     nodes = 0 if rng.random() < 0.4 else int(rng.integers(1, NODE_CUTS[organ][0][0] + 3))
     sites = tuple(s for s in ("liver", "lung", "peritoneum") if s != organ and rng.random() < 0.25)
     count = int(rng.integers(1, 4)) if organ == "liver" else 1

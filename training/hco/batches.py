@@ -1,0 +1,194 @@
+"""What a step is made of: a function of seed and step alone, whatever was interrupted before.
+
+Step s takes the units s·N … s·N + N − 1 of an endless sequence, N = processes · accumulation · (batch ÷ questions a
+scan); each epoch is a permutation of its own. Processes take turns, so that one process with twice the accumulation
+sees in each step what two processes see.
+"""
+
+from __future__ import annotations
+
+import itertools
+import signal
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, fields, replace
+from functools import lru_cache
+from typing import TYPE_CHECKING, Any, TypeVar
+
+import numpy as np
+import torch
+from torch import Tensor
+from torch.utils.data import DataLoader, Dataset
+
+from tumorchain_agent.training.data.record import CoTSample
+from tumorchain_agent.training.data.scans import Unusable
+from tumorchain_agent.training.hco import dense
+from tumorchain_agent.training.hco.joint import JointBatch
+from tumorchain_agent.training.hco.rows import Encoded, Questions, best_fit, make_organs, make_row
+from tumorchain_agent.training.hco.scans import ScanData, TokenCache
+from tumorchain_agent.training.hco.sources import RecordSource, Source, Unit, load
+
+if TYPE_CHECKING:
+    from _typeshed import DataclassInstance
+
+    Holder = TypeVar("Holder", bound=DataclassInstance)
+
+
+class Order:
+    """The endless sequence of units."""
+
+    def __init__(self, source: Source, questions: int, *seed: int) -> None:
+        self.source, self.questions, self.seed = source, questions, seed
+        self.length = len(source.units(0, questions))
+        """Units of an epoch."""
+        self._epoch = lru_cache(maxsize=2)(self._shuffled)
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {"source": self.source, "questions": self.questions, "seed": self.seed}
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        self.__init__(state["source"], state["questions"], *state["seed"])  # type: ignore[misc]
+
+    def unit(self, number: int) -> Unit:
+        epoch, place = divmod(number, self.length)
+        return self._epoch(epoch)[place]
+
+    def _shuffled(self, epoch: int) -> list[Unit]:
+        units = self.source.units(epoch, self.questions)
+        order = np.random.default_rng([23, *self.seed, epoch]).permutation(len(units))
+        return [units[int(i)] for i in order]
+
+
+@dataclass(frozen=True)
+class Shape:
+    """How a step is divided."""
+
+    units: int
+    """Of a forward pass."""
+    accumulation: int
+    world: int = 1
+    rank: int = 0
+
+    @property
+    def step_units(self) -> int:
+        return self.units * self.accumulation * self.world
+
+    def numbers(self, index: int) -> range:
+        """Unit numbers of this process's forward pass ``index``, counted from the stage's start."""
+        step, part = divmod(index, self.accumulation)
+        first = step * self.step_units + (part * self.world + self.rank) * self.units
+        return range(first, first + self.units)
+
+
+@dataclass(frozen=True, eq=False)
+class Loaded:
+    """A unit with what a worker read for it."""
+
+    number: int
+    unit: Unit
+    key: str
+    scan: ScanData | Unusable
+    records: tuple[CoTSample, ...]
+    tokens: Tensor | None
+
+
+Numbered = tuple[int, Unit]
+
+
+class Reader(Dataset[list[Loaded]]):
+    """Forward passes by their units, which this process looks up and worker processes read."""
+
+    def __init__(self, order: Order, shape: Shape, tokens: TokenCache | None) -> None:
+        self.order, self.shape, self.tokens = order, shape, tokens
+
+    def __getitem__(self, units: list[Numbered]) -> list[Loaded]:
+        return [self.read(number, unit) for number, unit in units]
+
+    def units(self, index: int) -> list[Numbered]:
+        """Those of forward pass ``index``."""
+        return [(number, self.order.unit(number)) for number in self.shape.numbers(index)]
+
+    def read(self, number: int, unit: Unit) -> Loaded:
+        """The volume is left out where the encoder's tokens are known."""
+        source = self.order.source
+        key = source.key(unit.scan)
+        tokens = self.tokens.get(key) if self.tokens is not None else None
+        scan = load(source, unit.scan, volume=tokens is None)
+        records = (
+            tuple(source.record(pick) for pick in unit.picks) if isinstance(source, RecordSource) else ()
+        )
+        return Loaded(number, unit, key, scan, records, tokens)
+
+
+def stream(reader: Reader, first: int, count: int | None, workers: int) -> Iterator[list[Loaded]]:
+    """Forward passes from index ``first`` on, in order; ``count`` of them or endless."""
+    indices = itertools.count(first) if count is None else range(first, first + count)
+    units: Any = (reader.units(index) for index in indices)
+    loader: DataLoader[list[Loaded]] = DataLoader(
+        reader,
+        batch_size=None,
+        sampler=units,
+        num_workers=workers,
+        worker_init_fn=_leave_ctrl_c_to_the_main_process,
+        prefetch_factor=4 if workers else None,
+    )
+    return iter(loader)
+
+
+def _leave_ctrl_c_to_the_main_process(_worker: int) -> None:
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+
+
+@dataclass(frozen=True, eq=False)
+class Prepared:
+    """A good scan with its encoded conversations."""
+
+    scan: ScanData
+    abnormal: dict[str, int]
+    encoded: tuple[Encoded, ...]
+    tokens: Tensor | None
+    names: tuple[str, ...]
+
+
+def joint_batches(
+    prepared: Sequence[Prepared], row_tokens: int, *, text: bool, dense_targets: bool
+) -> list[tuple[JointBatch, tuple[str, ...]]]:
+    """The forward passes of some scans, each with its samples' names: one, or more where a row would be too long.
+
+    A scan's organs and patches count once, however many rows its questions take.
+    """
+    asked = [Questions(k, p.encoded, p.scan.coverage, p.abnormal) for k, p in enumerate(prepared)]
+    rows = best_fit(asked, row_tokens) if text else [asked]
+    counted: set[int] = set()
+    found = []
+    for items in rows:
+        scans = list(dict.fromkeys(item.scan for item in items))
+        mine = [replace(item, scan=scans.index(item.scan)) for item in items]
+        fresh = [k for k in scans if k not in counted]
+        counted |= set(fresh)
+        organs = make_organs([replace(asked[k], scan=scans.index(k)) for k in fresh])
+        row = make_row(mine) if text else None
+        each = [prepared[k].scan.dense_targets(counted=k in fresh) for k in scans] if dense_targets else []
+        targets = dense.stack(each) if each else None
+        names = row.names if row is not None else tuple(n for k in scans for n in prepared[k].names)
+        found.append((JointBatch(row, organs, *_seen([prepared[k] for k in scans]), dense=targets), names))
+    return found
+
+
+def _seen(prepared: Sequence[Prepared]) -> tuple[Tensor | None, Tensor | None]:
+    """(volumes, tokens) of a batch: one of them."""
+    known = [p.tokens for p in prepared if p.tokens is not None]
+    if len(known) == len(prepared):
+        return None, torch.stack(known)
+    return torch.stack([p.scan.unit_volume() for p in prepared]), None
+
+
+def to_device(holder: Holder, device: torch.device) -> Holder:
+    """A copy of a dataclass whose tensors, also those of dataclasses inside, are on ``device``."""
+    moved: dict[str, Any] = {}
+    for each in fields(holder):
+        value = getattr(holder, each.name)
+        if isinstance(value, Tensor):
+            moved[each.name] = value.to(device, non_blocking=True)
+        elif hasattr(value, "__dataclass_fields__"):
+            moved[each.name] = to_device(value, device)
+    return replace(holder, **moved)

@@ -1,0 +1,167 @@
+"""A configuration → everything that a training works with."""
+
+from __future__ import annotations
+
+import logging
+from pathlib import Path
+from typing import TYPE_CHECKING, Final
+
+import torch
+
+from tumorchain_agent.errors import CheckpointError, DataError
+from tumorchain_agent.model.checkpoint import load_llm, load_tokenizer, load_vision
+from tumorchain_agent.model.config import VisionConfig
+from tumorchain_agent.model.llm import build_llm, llm_config
+from tumorchain_agent.model.tokenizer import build_nano_tokenizer
+from tumorchain_agent.model.vision import VisionTower
+from tumorchain_agent.model.wording import absent_text, attention_text
+from tumorchain_agent.training.hco.config import Model, TrainConfig
+from tumorchain_agent.training.hco.dense import DenseHeads
+from tumorchain_agent.training.hco.engine import Engine, build_engine
+from tumorchain_agent.training.hco.export import export_checkpoint
+from tumorchain_agent.training.hco.joint import JointModel
+from tumorchain_agent.training.hco.resume import Place, claim
+from tumorchain_agent.training.hco.samples import DESCRIBE, of_phantom
+from tumorchain_agent.training.hco.scans import VolumeCache
+from tumorchain_agent.training.hco.sources import PhantomSource, RecordSource, Source
+from tumorchain_agent.training.hco.trainer import Run
+from tumorchain_agent.training.phantom.patient import ORGANS
+from tumorchain_agent.training.phantom.text import QUESTIONS
+from tumorchain_agent.training.phantom.volume import make_pool
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerFast
+
+log = logging.getLogger(__name__)
+TRAINING_SEED, VALIDATION_SEED = 1_000_000, 900_000
+"""First seeds of the anatomies to train and to validate on."""
+CORPUS_SCANS: Final = 200
+CORPUS_RECORDS: Final = 5000
+"""From which a tokenizer is made where none is given."""
+
+
+def build(config: TrainConfig, out: Path) -> Run:
+    """Open the data, build or load the model, start the processes. ``out`` becomes this training's folder."""
+    engine = build_engine(config)
+    if engine.main:
+        claim(out, config.model_dump(mode="json"))
+    engine.barrier()
+    cache = config.data.cache or out / "cache"
+    source, held_out = open_sources(config, cache, engine)
+    tokenizer = _tokenizer(config, source, out, engine)
+    torch.manual_seed(config.seed)
+    model = build_model(config, tokenizer).to(engine.device)
+
+    def export(name: str, place: Place) -> None:
+        export_checkpoint(config, model, tokenizer, source, out / name, place)
+
+    return Run(config, engine, model, tokenizer, source, held_out, out, cache, export)
+
+
+def open_sources(config: TrainConfig, cache: Path, engine: Engine) -> tuple[Source, Source]:
+    """(what is trained on, what is held out). Raises DataError when a side is empty."""
+    volumes, data = VolumeCache(cache), config.data
+    found: tuple[Source, Source]
+    if data.records is not None:
+        train = RecordSource(data.records, "train", volumes, data.volumes)
+        found = train, RecordSource(data.records, "test", volumes, data.volumes)
+        for side, source in zip(("train", "test"), found, strict=True):
+            if not len(source):
+                raise DataError(
+                    f"{data.records} has no sample of split {side}: run tumorchain-agent data split"
+                )
+        if train.bad_lines and engine.main:
+            log.warning("%s: %d bad lines, first %s", data.records, len(train.bad_lines), train.bad_lines[0])
+        if train.bad_lines and data.on_bad == "fail":
+            raise DataError(f"{data.records} {train.bad_lines[0]}; mend it, or set data.on_bad to skip")
+        return found
+    phantoms = data.phantoms
+    if phantoms is None:
+        raise DataError("the configuration names no data: set data.records or data.phantoms")
+    root = phantoms.pool or cache
+    pools = {
+        root / "pool": (phantoms.anatomies, TRAINING_SEED),
+        root / "pool_validation": (phantoms.validation_anatomies, VALIDATION_SEED),
+    }
+    if engine.main:
+        for folder, (count, seed) in pools.items():
+            if not (folder / "tissue.npy").exists():
+                log.info("painting %d anatomies into %s", count, folder)
+                make_pool(folder, count, seed)
+    engine.barrier()
+    counts = (phantoms.patients, phantoms.validation_patients)
+    training, validation = (
+        PhantomSource(folder, count, config.seed, volumes, phantoms.diseases, data.volumes)
+        for folder, count in zip(pools, counts, strict=True)
+    )
+    return training, validation
+
+
+def _tokenizer(config: TrainConfig, source: Source, out: Path, engine: Engine) -> PreTrainedTokenizerFast:
+    """That of the checkpoint to begin from, or one made once from the data."""
+    if config.model.init is not None:
+        return load_tokenizer(config.model.init)
+    folder = out / "tokenizer"
+    if engine.main and not (folder / "tokenizer_config.json").is_file():
+        made = build_nano_tokenizer(corpus(source, config), vocabulary=config.model.vocabulary)
+        made.save_pretrained(folder)
+    engine.barrier()
+    return load_tokenizer(folder)
+
+
+def corpus(source: Source, config: TrainConfig) -> list[str]:
+    """Texts as the LLM will meet them."""
+    texts = [question for questions in QUESTIONS.values() for question in questions]
+    texts += [words(organ) for organ in ORGANS for words in (attention_text, absent_text)]
+    texts += DESCRIBE
+    if isinstance(source, RecordSource):
+        numbers = [number for group in source.groups for number in group][:CORPUS_RECORDS]
+        for record in map(source.record, numbers):
+            texts += [record.prompt, *record.texts, record.conclusion]
+    elif isinstance(source, PhantomSource):
+        for scan in range(min(CORPUS_SCANS, len(source))):
+            drawn = source.make(scan)
+            for pick in range(12):
+                item = of_phantom(drawn, [config.seed, scan * 12 + pick], None, "")
+                texts += [item.question, *item.texts, item.answer, item.caption]
+    return texts
+
+
+def build_model(config: TrainConfig, tokenizer: PreTrainedTokenizerFast) -> JointModel:
+    """From ``model.init``, or with random weights; the encoder and Cls from ``model.vision`` where it is given."""
+    wanted = config.model
+    if wanted.init is not None:
+        tower, info = load_vision(wanted.init)
+        if info.size != wanted.size:
+            raise CheckpointError(f"{wanted.init} is of size {info.size}: set model.size to it")
+        llm = load_llm(wanted.init)
+    else:
+        llm = build_llm(llm_config(wanted.size, tokenizer, **wanted.llm_sizes))
+        tower = VisionConfig(encoder=wanted.encoder, hidden_size=llm.config.hidden_size).build()
+    if wanted.vision is not None:
+        _load_vision_stage(tower, wanted)
+    if (
+        tower.config.encoder.kind == "nano" and config.engine == "plain"
+    ):  # DeepSpeed wants weights in one order
+        tower.encoder.to(memory_format=torch.channels_last_3d)  # type: ignore[call-overload]
+    if config.checkpointing:
+        llm.gradient_checkpointing_enable({"use_reentrant": False})
+    heads = None
+    if any(stage.dense for stage in config.stages):
+        heads = DenseHeads(tower.config.encoder.width)
+    autocast = config.precision == "bf16" and config.engine == "plain"  # zero2 makes the weights bf16
+    return JointModel(tower, llm, heads, torch.bfloat16 if autocast else None)
+
+
+def _load_vision_stage(tower: VisionTower, wanted: Model) -> None:
+    path = wanted.vision
+    try:
+        saved = torch.load(path or "", weights_only=True)["model"]
+        for name, module in (("encoder.", tower.encoder), ("cls.", tower.cls)):
+            mine = {k.removeprefix(name): v for k, v in saved.items() if k.startswith(name)}
+            module.load_state_dict(mine)
+    except (OSError, KeyError, RuntimeError) as error:
+        reason = " ".join(str(error).split())[:200]
+        raise CheckpointError(
+            f"{path} is no vision.pt of this encoder ({reason}): check model.vision"
+        ) from error

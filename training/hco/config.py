@@ -1,0 +1,277 @@
+"""What a training is told: YAML files, ``--set a.b=c`` on top; a key that nobody knows is an error."""
+
+from __future__ import annotations
+
+import difflib
+import json
+from collections.abc import Mapping, Sequence
+from importlib import resources
+from pathlib import Path
+from typing import Any, Literal, Self, get_args
+
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+
+from tumorchain_agent.errors import InputError
+from tumorchain_agent.model.config import EncoderConfig, Size, VitConfig
+from tumorchain_agent.training.data.policy import OnBadData
+
+Form = Literal["vision", "align", "instruct", "cot"]
+LENGTHS = ("steps", "epochs", "minutes")
+"""Ways to say how long a stage lasts; ``--set`` of one takes the place of another."""
+
+
+class _Part(BaseModel):
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+
+class Rates(_Part):
+    """Learning rate of each module; 0 freezes it."""
+
+    encoder: float = Field(default=0.0, ge=0)
+    projector: float = Field(default=0.0, ge=0)
+    cls: float = Field(default=0.0, ge=0)
+    llm: float = Field(default=0.0, ge=0)
+
+
+class Stage(_Part):
+    """A stage of the curriculum; it lasts for ``steps``, ``epochs`` or ``minutes``."""
+
+    name: str
+    form: Form
+    """``vision``: no text, only Cls and dense supervision; ``align``: findings from evidence; ``instruct``: answers
+    without reasoning; ``cot``: all rounds."""
+    rates: Rates
+    optimizer: Literal["adamw", "muon"] = "adamw"
+    adam_share: float = Field(default=0.5, gt=0)
+    """With muon: AdamW's rate, for what is no matrix, as a share of the module's."""
+    betas: tuple[float, float] = (0.9, 0.999)
+    weight_decay: float = Field(default=0.0, ge=0)
+    schedule: Literal["cosine", "trapezoid"] = "cosine"
+    warmup: float = Field(default=0.03, gt=0, lt=1)
+    decay: float = Field(default=0.6, gt=0, le=1)
+    """Of the trapezoid: the last share of the stage, over which the rate falls."""
+    steps: int | None = Field(default=None, gt=0)
+    epochs: float | None = Field(default=None, gt=0)
+    minutes: float | None = Field(default=None, gt=0)
+    """Wall time; only ``steps`` and ``epochs`` resume bit for bit."""
+    alpha: float = Field(default=1.0, ge=0)
+    """Weight of Cls's cross-entropy (eq. 8)."""
+    dense: float = Field(default=0.0, ge=0)
+    """Weight of per-patch supervision from the label map."""
+    own_first_rounds: float = Field(default=0.0, ge=0, le=1)
+    """Share of the samples whose first round is what the model itself says."""
+    own_temperature: float = Field(default=0.7, ge=0)
+    """Of those first rounds; 0 is greedy."""
+    own_tokens: int = Field(default=48, gt=0)
+    iir: bool = True
+    """Off: no organ is examined; the answer comes in one round (ablation)."""
+    cot: bool = True
+    """Off: the last round says only the answer (ablation)."""
+
+    @model_validator(mode="after")
+    def _lasts(self) -> Self:
+        if sum(each is not None for each in (self.steps, self.epochs, self.minutes)) != 1:
+            raise ValueError(f"stage {self.name} needs one of steps, epochs and minutes")
+        if self.form == "vision" and (self.rates.llm or self.rates.projector):
+            raise ValueError(f"stage {self.name} is of form vision: it trains no projector or llm")
+        if not any(self.rates.model_dump().values()):
+            raise ValueError(f"stage {self.name} trains nothing: give one of rates a value above 0")
+        return self
+
+
+class Phantoms(_Part):
+    """Phantoms straight in model space; pooled anatomies, everything else drawn anew for each patient."""
+
+    pool: Path | None = None
+    """Folder of the anatomies; default: below the cache."""
+    anatomies: int = Field(default=1500, gt=0)
+    validation_anatomies: int = Field(default=120, gt=0)
+    patients: int = Field(default=3600, gt=0)
+    validation_patients: int = Field(default=48, gt=0)
+    diseases: tuple[float, ...] = (0.4, 0.6)
+    """Odds of 0, 1, 2 … primary tumors."""
+    described: int = Field(default=24, ge=0)
+    """Phantoms written and read as scans, for the ranges that tell inference what is unlike them."""
+    suspicion: Literal["cls", "neutral"] = "cls"
+    """What decides which organs a first round names: Cls as it is now, or a prior that knows nothing."""
+
+
+class Data(_Part):
+    """One source of scans and questions."""
+
+    records: Path | None = None
+    """TumorCoT file, ``.jsonl``; its side ``test`` is validated on."""
+    phantoms: Phantoms | None = None
+    cache: Path | None = None
+    """Preprocessed volumes and frozen encoders' tokens; default: ``cache`` below the output."""
+    volumes: Literal["float16", "uint8"] = "float16"
+    """How the cache keeps them."""
+    cache_tokens: bool = True
+    """Keep the vision tokens of a frozen encoder."""
+    workers: int = Field(default=1, ge=0)
+    on_bad: OnBadData = OnBadData.FAIL
+
+    @model_validator(mode="after")
+    def _one(self) -> Self:
+        if (self.records is None) == (self.phantoms is None):
+            raise ValueError("data needs either records or phantoms")
+        return self
+
+
+class Model(_Part):
+    size: Size
+    init: Path | None = None
+    """Checkpoint folder to begin from; else the weights are random and the tokenizer is made from the data."""
+    vision: Path | None = None
+    """``vision.pt`` of the vision stage, for encoder and Cls."""
+    encoder: EncoderConfig = VitConfig()
+    """Where there is no ``init``."""
+    llm_sizes: dict[str, int] = {}
+    vocabulary: int = Field(default=1024, ge=300)
+
+
+class TrainConfig(_Part):
+    """All that decides what a training gives."""
+
+    model: Model
+    data: Data
+    stages: tuple[Stage, ...] = Field(min_length=1)
+    batch: int = Field(default=2, gt=0)
+    """Questions of a device's forward pass."""
+    questions_per_scan: int = Field(default=2, gt=0)
+    """Questions of a batch that are about one scan and share its vision tokens."""
+    accumulation: int = Field(default=1, gt=0)
+    """Forward passes of a device in a step."""
+    row_tokens: int = Field(default=8192, gt=0)
+    """Longest packed row; a batch that needs more is divided."""
+    engine: Literal["plain", "zero2"] = "plain"
+    """``zero2``: DeepSpeed, gradients and optimizer states divided over the processes."""
+    precision: Literal["fp32", "bf16"] = "fp32"
+    checkpointing: bool = False
+    """Recompute the LLM's layers in the backward pass."""
+    clip: float = Field(default=1.0, gt=0)
+    seed: int = Field(default=0, ge=0)
+    save_every: int = Field(default=200, gt=0)
+    """Steps between checkpoints to go on from."""
+    keep: int = Field(default=2, gt=0)
+    """Checkpoints to go on from that are kept."""
+    validate_every: int = Field(default=200, gt=0)
+    validation_units: int = Field(default=24, gt=0)
+    """Held-out scans, each with ``questions_per_scan`` questions a task."""
+    log_every: int = Field(default=10, gt=0)
+
+    @model_validator(mode="after")
+    def _fits(self) -> Self:
+        if self.batch % self.questions_per_scan:
+            raise ValueError(
+                f"batch {self.batch} is no multiple of questions_per_scan {self.questions_per_scan}"
+            )
+        names = [stage.name for stage in self.stages]
+        if len(set(names)) < len(names):
+            raise ValueError("two stages have the same name")
+        if self.engine == "zero2" and any(stage.optimizer != "adamw" for stage in self.stages):
+            raise ValueError("engine zero2 divides the optimizer's states, which muon can't: use adamw")
+        return self
+
+
+def load_config(source: str | Path, changes: Sequence[str] = ()) -> TrainConfig:
+    """A YAML file, or a committed configuration by its name (``nano``, ``3b``, ``7b``), with ``a.b=c`` applied.
+
+    A list's items go by name or number: ``stages.cot.steps=10``. Raises InputError for a key that isn't known,
+    naming the nearest one, and for a value that doesn't fit.
+    """
+    values = _read(source)
+    for change in changes:
+        _apply(values, change)
+    try:
+        return TrainConfig.model_validate_json(json.dumps(values, default=str))
+    except ValidationError as error:
+        raise InputError(f"{source}: {_explain(error)}") from error
+
+
+def committed() -> list[str]:
+    """Names of the configurations that the package holds."""
+    folder = resources.files(__package__).joinpath("configs")
+    return sorted(file.name.removesuffix(".yaml") for file in folder.iterdir() if file.name.endswith(".yaml"))
+
+
+def _read(source: str | Path) -> dict[str, Any]:
+    import yaml
+
+    if str(source) in committed():
+        text = resources.files(__package__).joinpath(f"configs/{source}.yaml").read_text(encoding="utf-8")
+    else:
+        try:
+            text = Path(source).read_text(encoding="utf-8")
+        except (OSError, UnicodeDecodeError) as error:
+            raise InputError(
+                f"{source} can't be read: name a YAML file or one of {', '.join(committed())}"
+            ) from error
+    try:
+        values = yaml.safe_load(text)
+    except yaml.YAMLError as error:
+        raise InputError(f"{source} is not YAML ({' '.join(str(error).split())[:200]}): mend it") from error
+    if not isinstance(values, dict):
+        raise InputError(f"{source} holds no keys: see the committed configurations for an example")
+    return values
+
+
+def _apply(values: dict[str, Any], change: str) -> None:
+    import yaml
+
+    path, equals, text = change.partition("=")
+    if not equals or not all(path.split(".")):
+        raise InputError(f"--set {change!r} is not of the form a.b=c")
+    *way, last = path.split(".")
+    here: Any = values
+    for name in way:
+        here = _step(here, name, change)
+    try:
+        value = yaml.safe_load(text)
+    except yaml.YAMLError as error:
+        raise InputError(f"--set {change!r}: the value is not YAML; quote it") from error
+    if isinstance(here, list):
+        here[here.index(_step(here, last, change))] = value
+    elif isinstance(here, dict):
+        if last in LENGTHS:
+            for other in LENGTHS:
+                here.pop(other, None)
+        here[last] = value
+    else:
+        raise InputError(f"--set {change!r}: {path.rpartition('.')[0]} holds a value, not keys")
+
+
+def _step(here: Any, name: str, change: str) -> Any:
+    if isinstance(here, dict):
+        return here.setdefault(name, {})
+    if isinstance(here, list):
+        for number, each in enumerate(here):
+            if name == str(number) or (isinstance(each, dict) and each.get("name") == name):
+                return each
+        known = ", ".join(str(each.get("name")) for each in here if isinstance(each, dict))
+        raise InputError(f"--set {change!r}: there is no {name}; known: {known}")
+    raise InputError(f"--set {change!r}: {name} is below a value that holds no keys")
+
+
+def _explain(error: ValidationError) -> str:
+    """The first thing that is wrong, an unknown key before all others."""
+    found = sorted(error.errors(), key=lambda each: each["type"] != "extra_forbidden")[0]
+    where = ".".join(str(part) for part in found["loc"])
+    if found["type"] != "extra_forbidden":
+        return f"{where or 'it'}: {found['msg'].removeprefix('Value error, ')}"
+    known = _known_keys(TrainConfig)
+    name = str(found["loc"][-1])
+    near = difflib.get_close_matches(name, known, n=1, cutoff=0.0)
+    return f"unknown key {where}; the nearest known key is {known[near[0]]}"
+
+
+def _known_keys(model: type[BaseModel], before: str = "") -> Mapping[str, str]:
+    """Name → where it belongs, of every key."""
+    found: dict[str, str] = {}
+    for name, field in model.model_fields.items():
+        found.setdefault(name, f"{before}{name}")
+        for kind in (field.annotation, *get_args(field.annotation)):
+            if isinstance(kind, type) and issubclass(kind, BaseModel):
+                below = _known_keys(kind, f"{before}{name}.")
+                found |= {key: where for key, where in below.items() if key not in found}
+    return found

@@ -1,0 +1,107 @@
+"""What training writes: the checkpoint folder that ``ask`` and vLLM load."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Final
+
+import numpy as np
+import torch
+
+from tumorchain_agent import __version__
+from tumorchain_agent.model.checkpoint import PHANTOM_DATA, CheckpointInfo, save_checkpoint
+from tumorchain_agent.tools.distribution import Statistics, fit_ranges, volume_statistics
+from tumorchain_agent.tools.preprocess import Preprocessing
+from tumorchain_agent.training.hco.config import TrainConfig
+from tumorchain_agent.training.hco.joint import JointModel
+from tumorchain_agent.training.hco.resume import Place
+from tumorchain_agent.training.hco.scans import ScanData
+from tumorchain_agent.training.hco.sources import PhantomSource, RecordSource, Source, load
+from tumorchain_agent.training.nano import described_statistics
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerFast
+
+DESCRIBED_SCANS: Final = 100
+"""Training scans from which the ranges of the training distribution are taken."""
+
+
+def export_checkpoint(
+    config: TrainConfig,
+    model: JointModel,
+    tokenizer: PreTrainedTokenizerFast,
+    source: Source,
+    folder: Path,
+    place: Place,
+) -> CheckpointInfo:
+    """Write what ``ask`` and vLLM load, with where it comes from."""
+    provenance: dict[str, Any] = {
+        "data": PHANTOM_DATA if isinstance(source, PhantomSource) else str(config.data.records),
+        "data_hash": data_hash(source),
+        "config": config.model_dump(mode="json"),
+        "steps": place.total_steps,
+        "samples": place.samples,
+        "tokens": place.tokens,
+        "validation_loss": place.best,
+        "trained_by": __version__,
+    }
+    training = [module for module in model.modules() if module.training]
+    model.eval()
+    dtype = torch.bfloat16 if config.precision == "bf16" and config.model.size != "nano" else None
+    try:
+        return save_checkpoint(
+            folder,
+            model.llm,
+            model.tower,
+            tokenizer,
+            size=config.model.size,
+            preprocessing=Preprocessing().as_dict(),
+            provenance=provenance,
+            training_distribution=_distribution(config, source, folder.parent),
+            alpha=config.stages[-1].alpha,
+            weights_dtype=dtype,
+        )
+    finally:
+        for module in training:
+            module.training = True
+
+
+def data_hash(source: Source) -> str:
+    """Of the records' file, or of the phantoms' anatomies and seed."""
+    digest = hashlib.sha256()
+    if isinstance(source, RecordSource):
+        with source.path.open("rb") as file:
+            return hashlib.file_digest(file, "sha256").hexdigest()
+    if isinstance(source, PhantomSource):
+        digest.update(np.load(source.pool / "seeds.npy").tobytes())
+        digest.update(f"{source.seed} {source.patients} {source.diseases}".encode())
+    return digest.hexdigest()
+
+
+def _distribution(config: TrainConfig, source: Source, out: Path) -> dict[str, Any]:
+    """Ranges of the training scans' statistics, worked out once; kept beside the checkpoints."""
+    path = out / "distribution.json"
+    if not path.is_file():
+        ranges = fit_ranges(_statistics(config, source, out))
+        draft = path.with_suffix(".tmp")
+        draft.write_text(json.dumps({"statistics": ranges} if ranges else {}), encoding="utf-8")
+        draft.replace(path)
+    found: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
+    return found
+
+
+def _statistics(config: TrainConfig, source: Source, out: Path) -> list[Statistics]:
+    """Of phantoms on the way that a user's scan takes, or of the first training scans."""
+    phantoms = config.data.phantoms
+    if phantoms is not None:
+        return described_statistics(out / "described", phantoms.described) if phantoms.described else []
+    usual = Preprocessing()
+    found = []
+    for number in range(min(DESCRIBED_SCANS, len(source))):
+        scan = load(source, number)
+        if isinstance(scan, ScanData):
+            volume = scan.unit_volume().numpy()
+            found.append(volume_statistics(volume, window_hu=usual.window_hu, level_hu=usual.level_hu))
+    return found

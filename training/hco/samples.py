@@ -1,0 +1,166 @@
+"""Questions with their rounds → the turns of a conversation, laid out as the graph lays them out (eq. 4, 6)."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
+from typing import Any, Final
+
+import numpy as np
+
+from tumorchain_agent.model.wording import absent_text, attention_text
+from tumorchain_agent.tools.organs import mentioned_organs
+from tumorchain_agent.training.data.policy import BadSample
+from tumorchain_agent.training.data.record import CoTSample
+from tumorchain_agent.training.data.scans import BadVolumeError, check_against
+from tumorchain_agent.training.hco.config import Form
+from tumorchain_agent.training.hco.rows import Evidence, Turn
+from tumorchain_agent.training.hco.scans import ScanData
+from tumorchain_agent.training.hco.sources import SUBTASK_ODDS
+from tumorchain_agent.training.phantom.patient import ORGANS, Truth
+from tumorchain_agent.training.phantom.text import (
+    answer_text,
+    closing,
+    compose,
+    final_text,
+    findings,
+    look_closer,
+)
+from tumorchain_agent.training.tasks import TASK_OF
+
+Retell = Callable[[Sequence[str]], str]
+
+DESCRIBE: Final = (
+    "Describe the findings.",
+    "What do these organs show?",
+    "Describe what is seen in this CT.",
+    "Give the findings of this scan.",
+)
+"""Instructions of the alignment stage."""
+
+
+@dataclass(frozen=True)
+class Item:
+    """A question with its rounds: ``organs[i]`` is what round ``i`` is shown (none for the first)."""
+
+    name: str
+    task: str
+    question: str
+    organs: tuple[tuple[str, ...], ...]
+    texts: tuple[str, ...]
+    answer: str
+    """What is said where reasoning is off."""
+    caption: str
+    """Findings, for the alignment stage."""
+    retell: Retell | None = None
+    """The last text for other organs examined, where the truth is known well enough to tell it."""
+    own: bool = False
+    """The first text is the model's own; nothing is learned from it."""
+
+
+def of_record(record: CoTSample, scan: ScanData) -> Item | BadSample:
+    """A record's item; a BadSample when it shows an organ that the label map lacks, or calls one absent that isn't."""
+    try:
+        check_against(record.model_copy(update={"scan_id": None}), None, scan.present)
+    except BadVolumeError as error:
+        return BadSample(sample=record.id, reason=error.reason, message=str(error))
+    organs = tuple(each.organs for each in record.rounds) or ((),)
+    caption = record.texts[-1].partition("Impression:")[0].strip() or record.texts[-1]
+    task = TASK_OF.get(record.subtask, record.task)
+    return Item(record.id, task, record.prompt, organs, record.texts, record.conclusion, caption)
+
+
+def of_phantom(scan: ScanData, seed: Sequence[int], suspicion: Mapping[str, float] | None, name: str) -> Item:
+    """A question about a phantom, drawn by ``seed``; ``suspicion`` as ``compose`` takes it, neutral by default."""
+    rng = np.random.default_rng([17, *seed])
+    truth = truth_of(scan.truth or {})
+    subtasks, odds = list(SUBTASK_ODDS), np.array(list(SUBTASK_ODDS.values()))
+    subtask = str(rng.choice(subtasks, p=odds / odds.sum()))
+    there = [organ for organ in ORGANS if organ in scan.coverage]
+    beliefs = {organ: float(rng.beta(1.0, 2.0)) for organ in there}
+    if suspicion is not None:
+        beliefs = {organ: suspicion[organ] for organ in there}
+    sample = compose(rng, truth, subtask, beliefs)
+    asked = sample.asked_organ
+
+    def retell(shown: Sequence[str]) -> str:
+        absent = tuple(organ for organ in shown if organ not in there)
+        return final_text(truth, [o for o in shown if o in there], subtask, asked, absent)
+
+    shown = [organ for organs in sample.organs for organ in organs]
+    absent = tuple(organ for organ in shown if organ not in there)
+    return Item(
+        name=name,
+        task=TASK_OF[subtask],
+        question=sample.question,
+        organs=sample.organs,
+        texts=sample.texts,
+        answer=closing(answer_text(truth, subtask, asked, absent)),
+        caption=findings(truth, [organ for organ in shown if organ in there]),
+        retell=retell,
+    )
+
+
+def truth_of(fields: Mapping[str, Any]) -> Truth:
+    """A Truth from the fields that the cache keeps as JSON."""
+    values: dict[str, Any] = {k: tuple(v) if isinstance(v, list) else v for k, v in fields.items()}
+    return Truth(**values)
+
+
+def turns(
+    item: Item, form: Form, there: Mapping[str, object], *, iir: bool = True, cot: bool = True
+) -> list[Turn]:
+    """The conversation of an item; ``there`` holds the organs in the scan.
+
+    ``instruct`` and ``cot=False`` keep the rounds and end with the answer alone; ``iir=False`` shows no organ and
+    answers at once.
+    """
+    if form == "align":
+        return _aligned(item, there)
+    last = item.texts[-1] if cot and form == "cot" else item.answer
+    asked = Turn("user", (Evidence(), item.question))
+    if not iir or len(item.texts) == 1:
+        return [asked, Turn("assistant", (last,))]
+    found = [asked, Turn("assistant", (item.texts[0],), learn=not item.own)]
+    for organs, text in zip(item.organs[1:], [*item.texts[1:-1], last], strict=True):
+        found += [Turn("user", tuple(organ_parts(organs, there))), Turn("assistant", (text,))]
+    return found
+
+
+def _aligned(item: Item, there: Mapping[str, object]) -> list[Turn]:
+    """[τ_g, instruction, τ_l of the organs] → findings."""
+    number = sum(item.name.encode()) % len(DESCRIBE)
+    shown = [organ for organs in item.organs for organ in organs if organ in there]
+    evidence = tuple(organ_parts(shown, there))
+    return [
+        Turn("user", (Evidence(), DESCRIBE[number], *evidence)),
+        Turn("assistant", (item.caption,)),
+    ]
+
+
+def organ_parts(organs: Sequence[str], there: Mapping[str, object]) -> Iterator[str | Evidence]:
+    """[T^i, τ_l^i] of each organ; an organ that isn't in the scan is told in words."""
+    for organ in organs:
+        if organ in there:
+            yield attention_text(organ)
+            yield Evidence(organ)
+        else:
+            yield absent_text(organ)
+
+
+def with_own_first_round(item: Item, said: str) -> Item:
+    """The item with ``said``, the model's own first round, in the place of its first text.
+
+    The organs that it names come next. Organs that the truth's rounds need and it missed get a round of their
+    own, asked for in the truth's words: what is learned is to correct, not to copy. The item stays as it is
+    when it needs no second round or nothing that ``said`` names can be examined.
+    """
+    said = said.strip()
+    named = tuple(mentioned_organs(said))
+    if len(item.texts) == 1 or not named:
+        return item
+    missed = tuple(o for organs in item.organs for o in organs if o not in named)
+    organs: tuple[tuple[str, ...], ...] = ((), named, missed) if missed else ((), named)
+    last = item.retell([*named, *missed]) if item.retell else item.texts[-1]
+    texts = (said, look_closer(list(missed)), last) if missed else (said, last)
+    return replace(item, organs=organs, texts=texts, own=True)
