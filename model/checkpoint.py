@@ -21,6 +21,7 @@ from tumorchain_agent.errors import CheckpointError
 from tumorchain_agent.model.config import Size, VisionConfig
 from tumorchain_agent.model.new_folder import new_folder
 from tumorchain_agent.records import DISCLAIMER, Record
+from tumorchain_agent.tools.zoom import Zoom
 
 if TYPE_CHECKING:
     import torch
@@ -64,6 +65,8 @@ class CheckpointInfo(Record):
     """Weight of the classifier's loss in eq. 8."""
     history: Literal["append", "latest"] = "append"
     """Message history it was trained with: all evidence kept (eq. 3) or only the latest (eq. 7)."""
+    zoom: Zoom | None = None
+    """How organs are zoomed into; ``None``: it was trained without (any checkpoint that doesn't say)."""
     provenance: dict[str, JsonValue]
     training_distribution: dict[str, JsonValue] = Field(default_factory=dict)
     """Summary of the training scans, for warnings about input unlike them."""
@@ -96,6 +99,7 @@ def save_checkpoint(
     training_distribution: Mapping[str, Any] | None = None,
     alpha: float = 1.0,
     history: Literal["append", "latest"] = "append",
+    zoom: Zoom | None = None,
     intended_use: str = INTENDED_USE,
     weights_dtype: torch.dtype | None = None,
 ) -> CheckpointInfo:
@@ -118,6 +122,7 @@ def save_checkpoint(
             training_distribution=training_distribution,
             alpha=alpha,
             history=history,
+            zoom=zoom,
             intended_use=intended_use,
         )
 
@@ -132,6 +137,7 @@ def write_info(
     training_distribution: Mapping[str, Any] | None = None,
     alpha: float = 1.0,
     history: Literal["append", "latest"] = "append",
+    zoom: Zoom | None = None,
     intended_use: str = INTENDED_USE,
     weights: Mapping[str, WeightsFile] | None = None,
 ) -> CheckpointInfo:
@@ -151,6 +157,7 @@ def write_info(
         organ_table_hash=organ_table_hash(),
         alpha=alpha,
         history=history,
+        zoom=zoom,
         provenance=_as_json(provenance),
         training_distribution=_as_json(training_distribution or {}),
         intended_use=intended_use,

@@ -15,6 +15,14 @@ def attention_text(organ: str) -> str:
     return f"{ATTENTION} {display_name(organ)}"
 
 
+def zoom_text(organ: str, side_mm: float) -> str:
+    """What announces an organ's zoomed tokens after its own, so that the two can't be confused.
+
+    With the crop's width, to 10 mm, since a crop's scale is its own and its tokens don't tell it.
+    """
+    return f"{display_name(organ)} at higher resolution, {round(side_mm / 10) * 10} mm across"
+
+
 def absent_text(organ: str) -> str:
     """What the LLM is told of an organ that the scan doesn't hold; a line of its own."""
     return f"{display_name(organ)} is not in the scan; not assessed\n"
