@@ -33,7 +33,12 @@ class Resources:
         for template, reader, mime_type, description in (
             (uris.GLOBAL_TOKENS, self.global_tokens, SAFETENSORS, "τ_g: tensor 'tokens' [256, hidden]"),
             (uris.ROI_TOKENS, self.roi_tokens, SAFETENSORS, "τ_l of an organ: tensor 'tokens' [n, hidden]"),
-            (uris.ZOOM_TOKENS, self.zoom_tokens, SAFETENSORS, "an organ's zoomed tokens: 'tokens' [n, hidden]"),
+            (
+                uris.ZOOM_TOKENS,
+                self.zoom_tokens,
+                SAFETENSORS,
+                "an organ's zoomed tokens: 'tokens' [n, hidden]",
+            ),
             (uris.LABEL_MAP, self.label_map, NIFTI, "label map, TotalSegmentator ids 1..117, .nii.gz"),
             (uris.MASK, self.mask, NIFTI, "binary mask of an organ, .nii.gz on the CT's RAS+ grid"),
             (uris.PICTURE, self.picture, PNG, "slice through an organ with its outline"),

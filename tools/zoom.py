@@ -80,7 +80,7 @@ class Crop:
 
 def organ_box(labels: NDArray[np.uint8], affine: NDArray[np.float64], organ: str) -> Box | None:
     """The box of an organ's voxels; ``None`` when there are none. ``labels`` are TotalSegmentator ids [x, y, z]."""
-    mask: NDArray[np.bool_] = (MERGE == _IDS[organ])[labels]
+    mask: NDArray[np.bool_] = (_IDS[organ] == MERGE)[labels]
     return grid.extent(mask, affine) if mask.any() else None
 
 
