@@ -24,8 +24,8 @@ from tumorchain_agent.training.phantom.text import (
     compose,
     final_text,
     findings,
-    look_closer,
 )
+from tumorchain_agent.training.phantom.wording import look_closer
 from tumorchain_agent.training.tasks import TASK_OF
 
 Retell = Callable[[Sequence[str]], str]
@@ -162,5 +162,5 @@ def with_own_first_round(item: Item, said: str) -> Item:
     missed = tuple(o for organs in item.organs for o in organs if o not in named)
     organs: tuple[tuple[str, ...], ...] = ((), named, missed) if missed else ((), named)
     last = item.retell([*named, *missed]) if item.retell else item.texts[-1]
-    texts = (said, look_closer(list(missed)), last) if missed else (said, last)
+    texts = (said, look_closer(missed), last) if missed else (said, last)
     return replace(item, organs=organs, texts=texts, own=True)
