@@ -26,3 +26,8 @@ def zoom_text(organ: str, side_mm: float) -> str:
 def absent_text(organ: str) -> str:
     """What the LLM is told of an organ that the scan doesn't hold; a line of its own."""
     return f"{display_name(organ)} is not in the scan; not assessed\n"
+
+
+def tokenless_text(organ: str) -> str:
+    """The same of an organ that the scan holds, but outside the model volume."""
+    return f"{display_name(organ)} has no evidence tokens; not assessed\n"

@@ -90,7 +90,7 @@ class Feeder:
         encoded = tuple(
             encode(
                 item.name,
-                turns(item, stage.form, scan.coverage, iir=stage.iir, cot=stage.cot),
+                turns(item, stage.form, scan.coverage, present=scan.present, iir=stage.iir, cot=stage.cot),
                 scan.coverage,
                 self.tokenizer,
             )
