@@ -26,7 +26,7 @@ from tumorchain_agent.model.template import (
     render,
 )
 from tumorchain_agent.model.vision import VisionTower
-from tumorchain_agent.model.wording import absent_text, attention_text
+from tumorchain_agent.model.wording import absent_text, attention_text, zoom_text
 from tumorchain_agent.training.atomic import save_torch
 from tumorchain_agent.training.cases import TokenCase
 from tumorchain_agent.training.optimizer import MuonAdamW, split, trapezoid
@@ -97,6 +97,10 @@ def _evidence_parts(case: TokenCase, organs: tuple[str, ...]) -> Iterator[Part]:
         if organ in case.roi:
             yield attention_text(organ)
             yield case.roi[organ]
+            if organ in case.zoomed:
+                side_mm, tokens = case.zoomed[organ]
+                yield zoom_text(organ, side_mm)
+                yield tokens
         else:
             yield absent_text(organ)
 
