@@ -71,10 +71,9 @@ def block(
 
     Returns its index slices and its own affine; the slices are empty where the box lies outside the grid.
     """
-    ends = np.stack(
-        np.meshgrid(*np.stack([np.asarray(low), np.asarray(high)], axis=1), indexing="ij"), axis=-1
-    )
-    reach = apply_affine(np.linalg.inv(affine), ends.reshape(-1, 3))
+    axes = np.stack([np.asarray(low, np.float64), np.asarray(high, np.float64)], axis=1)
+    ends = np.stack(np.meshgrid(*axes, indexing="ij"), axis=-1).reshape(-1, 3)
+    reach = apply_affine(np.asarray(np.linalg.inv(affine), np.float64), ends)
     size = np.array(shape[:3])
     first = np.clip(np.floor(reach.min(axis=0) + 0.5).astype(int) - extra, 0, size)
     last = np.clip(np.ceil(reach.max(axis=0) + 0.5).astype(int) + extra, first, size)

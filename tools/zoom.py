@@ -75,12 +75,12 @@ class Crop:
     @property
     def side_mm(self) -> float:
         """Width of the field of view in-plane."""
-        return self.model.spacing_mm[2] * self.model.volume.shape[3]
+        return self.model.spacing_mm[2] * float(self.model.volume.shape[3])
 
 
 def organ_box(labels: NDArray[np.uint8], affine: NDArray[np.float64], organ: str) -> Box | None:
     """The box of an organ's voxels; ``None`` when there are none. ``labels`` are TotalSegmentator ids [x, y, z]."""
-    mask: NDArray[np.bool_] = (_IDS[organ] == MERGE)[labels]
+    mask: NDArray[np.bool_] = np.equal(MERGE, _IDS[organ])[labels]
     return grid.extent(mask, affine) if mask.any() else None
 
 

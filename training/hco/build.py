@@ -14,7 +14,7 @@ from tumorchain_agent.model.config import VisionConfig
 from tumorchain_agent.model.llm import build_llm
 from tumorchain_agent.model.tokenizer import build_nano_tokenizer
 from tumorchain_agent.model.vision import VisionTower
-from tumorchain_agent.model.wording import absent_text, attention_text
+from tumorchain_agent.model.wording import absent_text, attention_text, zoom_text
 from tumorchain_agent.training.hco.config import Model, TrainConfig
 from tumorchain_agent.training.hco.dense import DenseHeads
 from tumorchain_agent.training.hco.engine import Engine, build_engine
@@ -76,8 +76,8 @@ def open_sources(config: TrainConfig, cache: Path, engine: Engine) -> tuple[Sour
     volumes, data = VolumeCache(cache), config.data
     found: tuple[Source, Source]
     if data.records is not None:
-        train = RecordSource(data.records, "train", volumes, data.volumes)
-        found = train, RecordSource(data.records, "test", volumes, data.volumes)
+        train = RecordSource(data.records, "train", volumes, data.volumes, zoom=config.zoom)
+        found = train, RecordSource(data.records, "test", volumes, data.volumes, zoom=config.zoom)
         for side, source in zip(("train", "test"), found, strict=True):
             if not len(source):
                 raise DataError(
@@ -104,7 +104,7 @@ def open_sources(config: TrainConfig, cache: Path, engine: Engine) -> tuple[Sour
     engine.barrier()
     counts = (phantoms.patients, phantoms.validation_patients)
     training, validation = (
-        PhantomSource(folder, count, config.seed, volumes, phantoms.diseases, data.volumes)
+        PhantomSource(folder, count, config.seed, volumes, phantoms.diseases, data.volumes, config.zoom)
         for folder, count in zip(pools, counts, strict=True)
     )
     return training, validation
@@ -127,13 +127,15 @@ def corpus(source: Source, config: TrainConfig) -> list[str]:
     texts = [question for questions in QUESTIONS.values() for question in questions]
     texts += [words(organ) for organ in ORGANS for words in (attention_text, absent_text)]
     texts += DESCRIBE
+    if config.zoom is not None:
+        texts += [zoom_text(organ, mm) for organ in config.zoom.organs for mm in range(120, 360, 10)]
     if isinstance(source, RecordSource):
         numbers = [number for group in source.groups for number in group][:CORPUS_RECORDS]
         for record in map(source.record, numbers):
             texts += [record.prompt, *record.texts, record.conclusion]
     elif isinstance(source, PhantomSource):
         for scan in range(min(CORPUS_SCANS, len(source))):
-            drawn = source.make(scan)
+            drawn = source.whole(scan)
             for pick in range(12):
                 item = of_phantom(drawn, [config.seed, scan * 12 + pick], None, "")
                 texts += [item.question, *item.texts, item.answer, item.caption]

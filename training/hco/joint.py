@@ -27,9 +27,10 @@ class JointBatch:
     """``None`` where only the vision tower is trained."""
     organs: Organs
     volumes: Tensor | None = None
-    """[scans, 1, 32, 256, 256] in [0, 1]; ``None`` when ``tokens`` are known because the encoder is frozen."""
+    """[scans and crops, 1, 32, 256, 256] in [0, 1], whole scans first; ``None`` when ``tokens`` are known because the
+    encoder is frozen."""
     tokens: Tensor | None = None
-    """[scans, 2048, C]."""
+    """[scans and crops, 2048, C]."""
     dense: DenseTargets | None = None
 
 
@@ -79,7 +80,7 @@ class JointModel(nn.Module):
             cls = self._cls(flat, batch.organs)
             dense, scans = None, 0
             if self.heads is not None and batch.dense is not None:
-                seen = _like(tokens, self.heads)
+                seen = _like(tokens[: len(batch.dense.counted)], self.heads)
                 dense, scans = self.heads(seen, batch.dense), int(batch.dense.counted.sum())
         return Sums(text, count, cls, len(batch.organs.labels), dense, scans)
 

@@ -8,7 +8,7 @@ from typing import Any, Final
 
 import numpy as np
 
-from tumorchain_agent.model.wording import absent_text, attention_text, tokenless_text
+from tumorchain_agent.model.wording import absent_text, attention_text, tokenless_text, zoom_text
 from tumorchain_agent.tools.organs import mentioned_organs
 from tumorchain_agent.training.data.policy import BadSample, Reason
 from tumorchain_agent.training.data.record import CoTSample
@@ -167,6 +167,21 @@ def organ_parts(
             yield tokenless_text(organ)
         else:
             yield absent_text(organ)
+
+
+def with_zoom(conversation: Sequence[Turn], sides_mm: Mapping[str, float]) -> list[Turn]:
+    """A conversation with the tokens of organs' crops behind their own; ``sides_mm`` holds the crops' widths."""
+    return [
+        replace(turn, parts=tuple(each for part in turn.parts for each in _closer(part, sides_mm)))
+        for turn in conversation
+    ]
+
+
+def _closer(part: str | Evidence, sides_mm: Mapping[str, float]) -> Iterator[str | Evidence]:
+    yield part
+    if isinstance(part, Evidence) and part.organ is not None and part.organ in sides_mm:
+        yield zoom_text(part.organ, sides_mm[part.organ])
+        yield Evidence(part.organ, zoomed=True)
 
 
 def with_own_first_round(item: Item, said: str) -> Item:
