@@ -267,9 +267,10 @@ def _nothing_of(organ: str, segmentation: SegmentationInfo) -> Notice:
 
 
 def _save_tokens(target: Path, tokens: torch.Tensor, cells: int = 0, side_mm: float = 0.0) -> None:
+    """One key of metadata: safetensors writes several in any order, and equal results are equal bytes."""
     from safetensors.torch import save_file
 
-    facts = {"cells": str(cells), "side_mm": repr(side_mm)}
+    facts = {"crop": json.dumps({"cells": cells, "side_mm": side_mm})} if side_mm else {"cells": str(cells)}
     save_file({"tokens": tokens.contiguous()}, target, metadata=facts)
 
 
@@ -292,7 +293,8 @@ def _header(blob: bytes) -> _Header:
     header = json.loads(blob[8 : 8 + int.from_bytes(blob[:8], "little")])
     count, hidden_size = header["tokens"]["shape"]
     facts = header["__metadata__"]
-    return _Header(count, hidden_size, int(facts["cells"]), float(facts.get("side_mm", 0)))
+    crop = json.loads(facts["crop"]) if "crop" in facts else {"cells": facts["cells"], "side_mm": 0.0}
+    return _Header(count, hidden_size, int(crop["cells"]), float(crop["side_mm"]))
 
 
 def _load_json(path: Path) -> Any:

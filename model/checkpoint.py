@@ -8,8 +8,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Mapping
 from functools import lru_cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final, Literal
@@ -20,6 +19,7 @@ from tumorchain_agent import __version__
 from tumorchain_agent.errors import CheckpointError
 from tumorchain_agent.model.config import Size, VisionConfig
 from tumorchain_agent.model.new_folder import new_folder
+from tumorchain_agent.model.quiet import quiet_transformers
 from tumorchain_agent.records import DISCLAIMER, Record
 from tumorchain_agent.tools.zoom import Zoom
 
@@ -244,7 +244,7 @@ def load_llm(
             _check_content(folder, name, info)
     load: Any = Qwen2ForCausalLM.from_pretrained
     try:
-        with _quiet_transformers():
+        with quiet_transformers():
             llm, loading = load(
                 folder,
                 dtype=dtype or torch.float32,
@@ -351,7 +351,7 @@ def _sha256(path: Path, _size: int, _mtime_ns: int) -> str:
 def _write_llm(
     draft: Path, llm: Qwen2ForCausalLM, tokenizer: PreTrainedTokenizerFast, dtype: torch.dtype | None
 ) -> None:
-    with _quiet_transformers():
+    with quiet_transformers():
         if dtype is None:
             llm.save_pretrained(draft)
         else:
@@ -378,21 +378,6 @@ def write_vision(draft: Path, tower: VisionTower, dtype: torch.dtype | None = No
     if dtype is not None:
         state = {key: v.to(dtype) if v.is_floating_point() else v for key, v in state.items()}
     save_file(state, draft / VISION_WEIGHTS, metadata={"format": "pt"})
-
-
-@contextmanager
-def _quiet_transformers() -> Iterator[None]:
-    """No progress bars of transformers on stderr: loading is reported by the caller."""
-    import transformers
-
-    logging: Any = transformers.utils.logging
-    enabled = logging.is_progress_bar_enabled()
-    logging.disable_progress_bar()
-    try:
-        yield
-    finally:
-        if enabled:
-            logging.enable_progress_bar()
 
 
 def _as_json(data: Mapping[str, Any]) -> dict[str, Any]:
