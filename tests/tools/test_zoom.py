@@ -159,7 +159,8 @@ def test_a_crop_has_the_wholes_intensities(scan: tuple[CT, Labels]) -> None:
     crop, whole = zoomed(ct, labels), preprocess(ct)
     inner = np.argwhere(crop.own_coverage > 0.999)
     d, h, w = (inner[len(inner) // 2] + 0.5) * PATCH
-    place = grid.apply_affine(np.linalg.inv(whole.affine) @ crop.model.affine, [d, h, w])
+    to_whole = np.asarray(np.linalg.inv(whole.affine) @ crop.model.affine, np.float64)
+    place = grid.apply_affine(to_whole, [d, h, w])
     a, b, c = np.round(place).astype(int)
     assert crop.model.volume[0, int(d), int(h), int(w)] == pytest.approx(whole.volume[0, a, b, c], abs=0.01)
 

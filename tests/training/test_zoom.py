@@ -18,7 +18,7 @@ from tumorchain_agent.model.tokenizer import build_nano_tokenizer
 from tumorchain_agent.tools import grid
 from tumorchain_agent.tools.preprocess import preprocess
 from tumorchain_agent.tools.scan import ct_from_array
-from tumorchain_agent.tools.zoom import Zoom, zoom_in
+from tumorchain_agent.tools.zoom import Box, Zoom, zoom_in
 from tumorchain_agent.training import targets
 from tumorchain_agent.training.cases import token_cases
 from tumorchain_agent.training.llm_stage import conversation
@@ -48,7 +48,7 @@ def pool(tmp_path_factory: pytest.TempPathFactory) -> Pool:
 
 def crops(pool: Pool, rng: np.random.Generator, count: int) -> list[PhantomCrop]:
     """Crops of ill and healthy organs, of new patients."""
-    found = []
+    found: list[PhantomCrop] = []
     while len(found) < count:
         case = pool.draw(rng, diseases=(0.0, 0.0, 1.0))
         crop = crop_case(case, str(rng.choice(ORGANS)), ZOOM, rng)
@@ -126,7 +126,7 @@ def test_an_organ_whose_tumour_the_crop_grazes_has_no_label(pool: Pool, rng: np.
     index = np.zeros((32, 128, 128), np.uint8)
     middle = np.array(tumor.centre_mm)
 
-    def labels(box: tuple[np.ndarray, np.ndarray], seen: bool) -> dict[str, int]:  # type: ignore[type-arg]
+    def labels(box: Box, seen: bool) -> dict[str, int]:
         index[5, 5, 5] = number if seen else 0
         blank = np.zeros((57, 8, 16, 16), np.float32)
         return abnormal_in_crop(PhantomCrop("spleen", case, index.astype(np.float32), blank, index, box))

@@ -2,7 +2,7 @@
 
 A plan can be realised on any grid. It is realised on a scanner's, around the organ alone, and the product's own code
 makes the crop of it: so a crop has the slice thickness, blur and noise that a crop of a scan has. A pooled anatomy
-that is resampled instead is cheaper and has the pool's steps where the organs' surfaces should be.
+that is resampled instead costs about half as much, and has the pool's steps where the organs' surfaces should be.
 """
 
 from __future__ import annotations

@@ -73,7 +73,8 @@ def test_what_is_cached_of_a_crop_is_what_inference_takes(records: Path) -> None
         for scan in (made, kept):
             assert isinstance(scan, ScanData)
             mine = scan.crops[organ]
-            assert (mine.organ, mine.side_mm) == (organ, pytest.approx(crop.side_mm))
+            assert mine.organ == organ
+            assert mine.side_mm == pytest.approx(crop.side_mm)
             assert torch.allclose(mine.unit_volume(), torch.from_numpy(crop.model.volume), atol=1e-3)
             assert np.array_equal(mine.coverage[organ], crop.own_coverage)
     assert isinstance(bare, ScanData)
@@ -287,10 +288,10 @@ class _EndError(Exception):
 def _stop_after(run: Run, steps: int) -> None:
     usual, count = run.engine.step, iter(range(100))
 
-    def step(rate: float) -> float:
+    def step(share: float) -> float:
         if next(count) == steps:
             raise _EndError
-        return usual(rate)
+        return usual(share)
 
     run.engine.step = step  # type: ignore[method-assign]
 
