@@ -167,7 +167,8 @@ def test_a_crop_has_the_wholes_intensities(scan: tuple[CT, Labels]) -> None:
 
 def test_an_organ_that_the_scan_cuts_is_shown_to_the_cut_and_empty_beyond(scan: tuple[CT, Labels]) -> None:
     ct, labels = scan
-    stop = int(np.round(grid.apply_affine(np.linalg.inv(ct.affine), [0, 0, 25])[2]))
+    to_voxel = np.asarray(np.linalg.inv(ct.affine), np.float64)
+    stop = int(np.round(grid.apply_affine(to_voxel, [0, 0, 25])[2]))
     cut = ct_from_array(ct.hu[:, :, :stop], ct.affine)
     crop = zoomed(cut, labels[:, :, :stop])
     top_mm = grid.world_bbox(cut.affine, cut.shape)[1][2]
