@@ -20,7 +20,7 @@ from tumorchain_agent.model.config import VisionConfig
 from tumorchain_agent.model.llm import build_llm, llm_config
 from tumorchain_agent.model.tokenizer import build_nano_tokenizer
 from tumorchain_agent.model.vision import VisionTower
-from tumorchain_agent.model.wording import absent_text, attention_text
+from tumorchain_agent.model.wording import WITHOUT_COT, WITHOUT_IIR, absent_text, attention_text
 from tumorchain_agent.tools.distribution import Statistics, fit_ranges, volume_statistics
 from tumorchain_agent.tools.preprocess import Preprocessing, preprocess
 from tumorchain_agent.tools.scan import open_ct
@@ -123,6 +123,7 @@ def corpus(cases: list[TokenCase], seed: int = 0) -> list[str]:
         for subtask in SUBTASKS:
             sample = compose(rng, case.truth, subtask, case.suspicion)
             texts += [sample.question, *sample.texts]
+    texts += [WITHOUT_IIR, WITHOUT_COT] * (len(texts) // 20)
     return texts
 
 
