@@ -14,7 +14,7 @@ from tumorchain_agent.model.config import VisionConfig
 from tumorchain_agent.model.llm import build_llm, llm_config
 from tumorchain_agent.model.tokenizer import build_nano_tokenizer
 from tumorchain_agent.model.vision import VisionTower
-from tumorchain_agent.model.wording import absent_text, attention_text
+from tumorchain_agent.model.wording import WITHOUT_COT, WITHOUT_IIR, absent_text, attention_text
 from tumorchain_agent.training.hco.config import Model, TrainConfig
 from tumorchain_agent.training.hco.dense import DenseHeads
 from tumorchain_agent.training.hco.engine import Engine, build_engine
@@ -124,7 +124,7 @@ def corpus(source: Source, config: TrainConfig) -> list[str]:
             for pick in range(12):
                 item = of_phantom(drawn, [config.seed, scan * 12 + pick], None, "")
                 texts += [item.question, *item.texts, item.answer, item.caption]
-    return texts
+    return texts + [WITHOUT_IIR, WITHOUT_COT] * (len(texts) // 20)
 
 
 def build_model(config: TrainConfig, tokenizer: PreTrainedTokenizerFast) -> JointModel:

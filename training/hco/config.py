@@ -14,6 +14,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_valida
 from tumorchain_agent.errors import InputError
 from tumorchain_agent.model.config import EncoderConfig, Size, VitConfig
 from tumorchain_agent.training.data.policy import OnBadData
+from tumorchain_agent.training.modes import ModeOdds
 
 Form = Literal["vision", "align", "instruct", "cot"]
 LENGTHS = ("steps", "epochs", "minutes")
@@ -63,10 +64,9 @@ class Stage(_Part):
     own_temperature: float = Field(default=0.7, ge=0)
     """Of those first rounds; 0 is greedy."""
     own_tokens: int = Field(default=48, gt=0)
-    iir: bool = True
-    """Off: no organ is examined; the answer comes in one round (ablation)."""
-    cot: bool = True
-    """Off: the last round says only the answer (ablation)."""
+    modes: ModeOdds = ModeOdds()
+    """Of ``instruct`` and ``cot``: with and without IIR and CoT, told by the question's words. The default trains all
+    in one model; an ablation by training gives one mode all the odds."""
 
     @model_validator(mode="after")
     def _lasts(self) -> Self:

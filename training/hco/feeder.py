@@ -22,6 +22,7 @@ from tumorchain_agent.training.hco.rows import encode
 from tumorchain_agent.training.hco.samples import Item, of_phantom, of_record, turns, with_own_first_round
 from tumorchain_agent.training.hco.scans import ScanData, TokenCache
 from tumorchain_agent.training.hco.sources import abnormal_organs
+from tumorchain_agent.training.modes import FULL, Mode
 from tumorchain_agent.training.phantom.patient import ORGANS
 
 if TYPE_CHECKING:
@@ -90,7 +91,7 @@ class Feeder:
         encoded = tuple(
             encode(
                 item.name,
-                turns(item, stage.form, scan.coverage, iir=stage.iir, cot=stage.cot),
+                turns(item, stage.form, scan.coverage),
                 scan.coverage,
                 self.tokenizer,
             )
@@ -103,14 +104,22 @@ class Feeder:
         return Prepared(scan, abnormal, encoded, each.tokens, tuple(item.name for item in items))
 
     def items(self, each: Loaded) -> Iterator[Item | BadSample]:
-        """The questions of a unit."""
-        scan = _scan(each)
+        """The questions of a unit, each in a mode of its own."""
+        scan, modes = _scan(each), [self._mode(each, pick) for pick in each.unit.picks]
         if each.records:
-            yield from (of_record(record, scan) for record in each.records)
+            for record, mode in zip(each.records, modes, strict=True):
+                yield of_record(record, scan, mode)
             return
         suspicion = self._suspicion(each)
-        for pick in each.unit.picks:
-            yield of_phantom(scan, [self.config.seed, pick], suspicion, f"{scan.name}/{pick}")
+        for pick, mode in zip(each.unit.picks, modes, strict=True):
+            yield of_phantom(scan, [self.config.seed, pick], suspicion, f"{scan.name}/{pick}", mode)
+
+    def _mode(self, each: Loaded, pick: int) -> Mode:
+        """By seed, unit and question; ``instruct`` is without reasoning, and findings alone are in no mode."""
+        if self.stage.form not in ("instruct", "cot"):
+            return FULL
+        drawn = self.stage.modes.draw(np.random.default_rng([37, self.config.seed, each.number, pick]))
+        return replace(drawn, cot=drawn.cot and self.stage.form == "cot")
 
     def _suspicion(self, each: Loaded) -> dict[str, float] | None:
         """p(abnormal) of the five organs by Cls as it is now, where that is wanted and tokens are known."""
@@ -130,10 +139,12 @@ class Feeder:
     def _own(self, each: Loaded, items: list[Item]) -> list[Item]:
         """The items, some with the model's own first round; which ones depends on seed and unit alone."""
         stage = self.stage
-        if stage.form != "cot" or not stage.iir or stage.own_first_rounds == 0:
+        if stage.form != "cot" or stage.own_first_rounds == 0:
             return items
         rng = np.random.default_rng([29, self.config.seed, each.number])
-        chosen = [k for k in range(len(items)) if rng.random() < stage.own_first_rounds]
+        chosen = [
+            k for k, item in enumerate(items) if rng.random() < stage.own_first_rounds and len(item.texts) > 1
+        ]
         if not chosen:
             return items
         samplings = [
