@@ -24,7 +24,7 @@ from tumorchain_agent.records import DISCLAIMER, Record
 
 if TYPE_CHECKING:
     import torch
-    from transformers import PreTrainedTokenizerFast, Qwen2ForCausalLM
+    from transformers import PreTrainedTokenizerFast, Qwen2Config, Qwen2ForCausalLM
 
     from tumorchain_agent.model.vision import VisionTower
 
@@ -192,6 +192,14 @@ def verify(folder: Path | str) -> CheckpointInfo:
     for name in info.weights:
         _check_content(Path(folder), name, info)
     return info
+
+
+def read_configs(folder: Path | str) -> tuple[Qwen2Config, VisionConfig]:
+    """Of the LLM and of the vision tower, as the folder tells them; no weights are needed."""
+    from transformers import Qwen2Config
+
+    folder = Path(folder)
+    return Qwen2Config.from_dict(read_json(folder / "config.json")), _vision_config(folder)
 
 
 def load_vision(

@@ -11,7 +11,7 @@ import torch
 from tumorchain_agent.errors import CheckpointError, DataError
 from tumorchain_agent.model.checkpoint import load_llm, load_tokenizer, load_vision
 from tumorchain_agent.model.config import VisionConfig
-from tumorchain_agent.model.llm import build_llm, llm_config
+from tumorchain_agent.model.llm import build_llm
 from tumorchain_agent.model.tokenizer import build_nano_tokenizer
 from tumorchain_agent.model.vision import VisionTower
 from tumorchain_agent.model.wording import WITHOUT_COT, WITHOUT_IIR, absent_text, attention_text
@@ -23,6 +23,7 @@ from tumorchain_agent.training.hco.joint import JointModel
 from tumorchain_agent.training.hco.resume import Place, claim
 from tumorchain_agent.training.hco.samples import DESCRIBE, of_phantom
 from tumorchain_agent.training.hco.scans import VolumeCache
+from tumorchain_agent.training.hco.sizes import sizes_of
 from tumorchain_agent.training.hco.sources import PhantomSource, RecordSource, Source
 from tumorchain_agent.training.hco.trainer import Run
 from tumorchain_agent.training.phantom.patient import ORGANS
@@ -136,8 +137,9 @@ def build_model(config: TrainConfig, tokenizer: PreTrainedTokenizerFast) -> Join
             raise CheckpointError(f"{wanted.init} is of size {info.size}: set model.size to it")
         llm = load_llm(wanted.init)
     else:
-        llm = build_llm(llm_config(wanted.size, tokenizer, **wanted.llm_sizes))
-        tower = VisionConfig(encoder=wanted.encoder, hidden_size=llm.config.hidden_size).build()
+        sizes, encoder = sizes_of(wanted, tokenizer)
+        llm = build_llm(sizes)
+        tower = VisionConfig(encoder=encoder, hidden_size=sizes.hidden_size).build()
     if wanted.vision is not None:
         _load_vision_stage(tower, wanted)
     if (

@@ -129,6 +129,12 @@ class Model(_Part):
     llm_sizes: dict[str, int] = {}
     vocabulary: int = Field(default=1024, ge=300)
 
+    @model_validator(mode="after")
+    def _known(self) -> Self:
+        if self.size == "custom" and self.init is None:
+            raise ValueError("size custom is that of a checkpoint: set model.init to its folder")
+        return self
+
 
 class TrainConfig(_Part):
     """All that decides what a training gives."""

@@ -8,8 +8,9 @@ from typing import TYPE_CHECKING
 import torch
 
 from tumorchain_agent.model.config import VisionConfig
-from tumorchain_agent.model.llm import build_llm, llm_config, parameter_count
+from tumorchain_agent.model.llm import build_llm, parameter_count
 from tumorchain_agent.training.hco.config import Stage, TrainConfig
+from tumorchain_agent.training.hco.sizes import sizes_of
 
 if TYPE_CHECKING:
     from transformers import Qwen2Config
@@ -50,17 +51,17 @@ def plan(config: TrainConfig, devices: int) -> list[Memory]:
     states (4 bytes master copy, 8 bytes AdamW moments) are divided over devices; under ``plain`` they aren't, and
     weights are fp32.
     """
-    sizes = llm_config(config.model.size, None, **config.model.llm_sizes)
+    sizes, _ = sizes_of(config.model)
     counts = module_counts(config)
     return [_of_stage(config, stage, sizes, counts, devices) for stage in config.stages]
 
 
 def module_counts(config: TrainConfig) -> dict[str, int]:
     """Parameters of each module, without allocating them."""
-    sizes = llm_config(config.model.size, None, **config.model.llm_sizes)
+    sizes, encoder = sizes_of(config.model)
     llm = build_llm(sizes, device="meta")
     with torch.device("meta"):
-        tower = VisionConfig(encoder=config.model.encoder, hidden_size=sizes.hidden_size).build()
+        tower = VisionConfig(encoder=encoder, hidden_size=sizes.hidden_size).build()
     parts = {"encoder": tower.encoder, "projector": tower.projector, "cls": tower.cls, "llm": llm}
     return {name: parameter_count(module.parameters()) for name, module in parts.items()}
 

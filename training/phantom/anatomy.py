@@ -231,8 +231,8 @@ class _Painter:
             np.copyto(place, t, where=closer)
         near = np.nonzero(best < swell)
         spots, ratio = _shifted(near, window), best[near]
-        radius = np.interp(where[near], np.linspace(0, 1, tube.segments + 1), tube.path[:, 3])
-        radius = radius.astype(np.float32)
+        knots = np.linspace(0, 1, tube.segments + 1)
+        radius: Array = np.interp(where[near], knots, tube.path[:, 3]).astype(np.float32)
         ratio = ratio + self.rough[spots] * np.minimum(1.6 / radius, _MOST_ROUGH)
         kept = ratio < 1.0
         self._fill(part, _only(spots, kept), ratio[kept], radius[kept])

@@ -37,6 +37,8 @@ LIVER_SHARE, LUNG_SHARE, PERITONEUM_SHARE = 0.16, 0.06, 0.06
 """Share of tumours with metastases at each site, independent of each other; none of the liver in the liver."""
 _CAVITY = 0.085
 """The abdominal wall's share of the trunk's radius, as painted."""
+Points = NDArray[np.float32] | NDArray[np.float64]
+"""[n, 3] mm."""
 _PROBES = 0.8 * np.array([(0, 0, 0), (1, 0, 0), (-1, 0, 0), (0, 1, 0), (0, -1, 0), (0, 0, 1), (0, 0, -1)])
 
 
@@ -179,7 +181,7 @@ class _Placing:
         )
         return points
 
-    def _is(self, tissue: Tissue, centres: Array, radius: float) -> NDArray[np.bool_]:
+    def _is(self, tissue: Tissue, centres: Points, radius: float) -> NDArray[np.bool_]:
         """Which spheres [n, 3] hold nothing but a tissue, by probes at 0.8 of the radius."""
         points = centres[:, None] + radius * _PROBES
         index = np.rint((points - np.asarray(self.grid.origin)) / np.asarray(self.grid.spacing)).astype(int)
@@ -191,11 +193,11 @@ class _Placing:
             whole &= (self.painted.labels[x, y, z] == 0).all(axis=1)
         return whole
 
-    def _in_fat(self, centres: Array, radius: float) -> NDArray[np.bool_]:
+    def _in_fat(self, centres: Points, radius: float) -> NDArray[np.bool_]:
         """Which spheres lie in fat within the abdominal cavity."""
         return self._is(Tissue.FAT, centres, radius) & (self._depth(centres)[0] > 0)
 
-    def _depth(self, centres: Array) -> tuple[Array, Array]:
+    def _depth(self, centres: Points) -> tuple[Array, Array]:
         """[n] how deep under the abdominal wall, as a share of the trunk's radius, and [n, 3] the way out."""
         trunk = self.anatomy.trunk
         radii = np.array([trunk.radii[0], trunk.radii[1], 1e9])
@@ -206,7 +208,7 @@ class _Placing:
         return (1 - self.anatomy.fat_share - _CAVITY - ratio), outward.astype(np.float32)
 
 
-def _apart(centres: Array, radius: float, others: list[Lesion]) -> NDArray[np.bool_]:
+def _apart(centres: Points, radius: float, others: list[Lesion]) -> NDArray[np.bool_]:
     """Which spheres keep clear of all others."""
     clear = np.ones(len(centres), bool)
     for other in others:

@@ -92,8 +92,9 @@ class Appearance:
             return lesion.delta_hu
         if lesion.kind == "pseudocyst":
             wall = np.clip((mark.ratio - 1) * max(lesion.radii_mm) / _PSEUDOCYST_WALL_MM + 1.5, 0, 1)
-            return (lesion.delta_hu * (1 - wall) + _WALL_TUMOR[phase] * wall).astype(np.float32)
-        if lesion.kind == "pancreatitis":
+            walled: Array = (lesion.delta_hu * (1 - wall) + _WALL_TUMOR[phase] * wall).astype(np.float32)
+            return walled
+        if mark.stranded is not None:
             return np.where(mark.stranded, _EXUDATE, host_hu + lesion.delta_hu).astype(np.float32)
         if lesion.kind == "node" or lesion.organ in ("lung", "peritoneum"):
             return _NODE[phase] + lesion.delta_hu

@@ -17,6 +17,7 @@ from tumorchain_agent.training.phantom.patient import ORGANS, Truth
 from tumorchain_agent.training.phantom.reports import clinical_stage
 
 Rules = dict[str, Any]
+Criteria = dict[str, str]
 _COMPARE = {"<=": operator.le, ">=": operator.ge, "<": operator.lt, ">": operator.gt}
 _DEPTH = (
     (2.0, r"^muscularis propria$"),
@@ -47,7 +48,7 @@ def holds(words: str, value: float) -> bool:
 
 
 def t_by_rules(truth: Truth, rules: Rules) -> str:
-    criteria = rules[str(truth.organ)]["T"]
+    criteria: Criteria = rules[str(truth.organ)]["T"]
     cm = truth.size_mm / 10
     if truth.organ == "liver":
         several = [name for name, words in criteria.items() if "multiple" in words]
@@ -67,12 +68,12 @@ def t_by_rules(truth: Truth, rules: Rules) -> str:
 
 
 def n_by_rules(truth: Truth, rules: Rules) -> str:
-    criteria = {n: w for n, w in rules[str(truth.organ)]["N"].items() if "deposits" not in w}
+    criteria: Criteria = {n: w for n, w in rules[str(truth.organ)]["N"].items() if "deposits" not in w}
     return next(name for name, words in criteria.items() if holds(words, truth.nodes))
 
 
 def m_by_rules(truth: Truth, rules: Rules) -> str:
-    criteria = rules[str(truth.organ)]["M"]
+    criteria: Criteria = rules[str(truth.organ)]["M"]
     if not truth.sites:
         return next(name for name, words in criteria.items() if words == "none")
     if truth.organ != "colorectum":

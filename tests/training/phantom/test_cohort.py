@@ -8,6 +8,7 @@ import re
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import nibabel as nib
 import numpy as np
@@ -88,7 +89,7 @@ def test_nano_resolution_is_the_same_patient_on_the_grid_of_nano(cohort: Path) -
     told = json.loads((cohort / "phantom-0000041" / "truth.json").read_text())
     assert told["grid"]["shape"] == [PIXELS, PIXELS, SLICES]
     case = generate_nano(41)
-    image = nib.load(cohort / "phantom-0000041" / "ct.nii.gz")
+    image: Any = nib.load(cohort / "phantom-0000041" / "ct.nii.gz")
     assert image.shape == (PIXELS, PIXELS, SLICES)
     assert image.header.get_zooms() == pytest.approx(case.grid.spacing)
     assert json.loads(json.dumps(truth_record(case))) == told

@@ -157,7 +157,7 @@ def test_a_lesion_deep_in_the_liver_is_not_at_the_edge() -> None:
 
 def test_a_share_of_small_tumours_is_at_the_edge_and_truth_says_so() -> None:
     rng = np.random.default_rng(12)
-    small = []
+    small: list[Lesion] = []
     while len(small) < 60:
         truth, marks = laid(rng, "liver")
         small += [m.lesion for m in marks if m.lesion.kind == "tumor" and m.lesion.size_mm < 20]

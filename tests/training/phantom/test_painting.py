@@ -31,7 +31,8 @@ def plainly(anatomy: Anatomy, grid: Grid) -> tuple[Bytes, Bytes]:
     ratio = Ellipsoid(trunk.centre, (trunk.radii[0], trunk.radii[1], 1e9), power=trunk.power).ratio(x, y, z)
     for limit, kind in ((1.0, Tissue.FAT), (inner, Tissue.MUSCLE), (inner - 0.085, Tissue.FAT)):
         tissue[ratio < limit] = kind
-    top = np.where(x > 0, *np.float32(anatomy.dome_z))
+    right, left = map(np.float32, anatomy.dome_z)
+    top = np.where(x > 0, right, left)
     dome = top - (np.where(x > 0, x - 78, x + 78) / 14) ** 2 - ((y - 5) / 13) ** 2 + 4 * rough
     lung = (ratio < inner - 0.06) & (z > dome) & (np.abs(x) > 18)
     labels[lung] = np.where(x > 0, np.where(y > 25, 13, 14), np.where(y > 25, 10, 11))[lung]
