@@ -108,7 +108,10 @@ def pathology(truth: Truth, rng: Rng = None) -> str:
 
 
 def short_answer(truth: Truth, subtask: str, asked: str | None) -> str:
-    """The answer proper; what an evaluation compares."""
+    """The answer proper; what an evaluation compares.
+
+    A report's tells TNM, organ and size, so that it can be compared where no findings are written as well.
+    """
     if subtask == "tumor_position":
         return (
             f"yes, a tumor of the {W.spoken(str(asked))}"
@@ -128,7 +131,7 @@ def short_answer(truth: Truth, subtask: str, asked: str | None) -> str:
         "tumor": f"c{truth.t}",
         "node": str(truth.n),
         "metastasis": str(truth.m),
-        "report": f"c{truth.t} {truth.n} {truth.m}",
+        "report": f"c{truth.t} {truth.n} {truth.m}, {W.spoken(truth.organ)}, {W.size_phrase(truth.size_mm)}",
     }
     return answers[subtask]
 
