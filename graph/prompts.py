@@ -8,7 +8,7 @@ from typing import Final, Literal
 
 from tumorchain_agent.errors import QuestionError
 from tumorchain_agent.graph.state import IIRConfig
-from tumorchain_agent.model.wording import absent_text, attention_text
+from tumorchain_agent.model.wording import absent_text, attention_text, tokenless_text
 from tumorchain_agent.records import (
     Classification,
     EvidenceKind,
@@ -147,7 +147,7 @@ def _token_parts(evidence: OrganEvidence) -> list[Part]:
     if not evidence.present:
         return [TextPart(absent_text(organ))]
     if evidence.tokens is None:
-        return [TextPart(f"{display_name(organ)} has no evidence tokens; not assessed")]
+        return [TextPart(tokenless_text(organ))]
     tokens = evidence.tokens
     return [TextPart(attention_text(organ)), TokensPart(tokens.uri, f"τ_l {organ}", tokens.count)]
 

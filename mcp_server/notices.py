@@ -12,15 +12,22 @@ DEMONSTRATION = Notice(
     code="demonstration_model",
     message="The checkpoint is a demonstration model trained on phantoms, without clinical validity.",
 )
-UNTRAINED = Notice(
-    code="untrained_checkpoint",
-    message="The checkpoint's projector and abnormality classifier are untrained: what it says of this scan is "
-    "noise.",
-)
 UNKNOWN_DISTRIBUTION = Notice(
     code="training_distribution_unknown",
     message="The checkpoint doesn't say what scans it was trained on: whether it fits this one is unknown.",
 )
+
+
+_PARTS = {"cls": "abnormality classifier", "llm": "language model"}
+
+
+def untrained(parts: Sequence[str]) -> Notice:
+    """Parts by their names in the checkpoint's provenance."""
+    names = " and ".join(_PARTS.get(part, part) for part in parts)
+    message = (
+        f"Random weights, never trained, in the checkpoint's {names}: what it says of this scan is noise."
+    )
+    return Notice(code="untrained_checkpoint", message=message)
 
 
 def out_of_distribution(found: Sequence[Departure]) -> Notice:

@@ -116,7 +116,7 @@ class ServedCheckpoint:
     def _trained(self, info: CheckpointInfo) -> CheckpointInfo:
         if info.untrained and not self._settings.allow_untrained:
             raise CheckpointError(
-                f"{self.folder} has never been trained ({' and '.join(info.untrained)} hold random weights): "
+                f"{self.folder} has not been trained ({' and '.join(info.untrained)} hold random weights): "
                 "train it first, or set TUMORCHAIN_ALLOW_UNTRAINED=1 to try the machinery with answers of noise"
             )
         return info

@@ -62,7 +62,7 @@ class Views:
         info = self._served.info
         always = (
             *((notices.DEMONSTRATION,) if info.is_demonstration else ()),
-            *((notices.UNTRAINED,) if info.untrained else ()),
+            *((notices.untrained(info.untrained),) if info.untrained else ()),
         )
         ranges = distribution.parse_ranges(info.training_distribution)
         if not ranges:

@@ -26,3 +26,8 @@ def absent_text(organ: str) -> str:
 def in_mode(question: str, *, iir: bool = True, cot: bool = True) -> str:
     """The question as it is put to the LLM with or without IIR and CoT; as it stands with both."""
     return " ".join([question, *([] if iir else [WITHOUT_IIR]), *([] if cot else [WITHOUT_COT])])
+
+
+def tokenless_text(organ: str) -> str:
+    """The same of an organ that the scan holds, but outside the model volume."""
+    return f"{display_name(organ)} has no evidence tokens; not assessed\n"

@@ -31,13 +31,12 @@ from tumorchain_agent.training.phantom.export import write_cohort
 from tumorchain_agent.training.phantom.patient import ORGANS, Truth
 from tumorchain_agent.training.phantom.text import QUESTIONS, compose
 from tumorchain_agent.training.phantom.volume import Pool, make_pool
+from tumorchain_agent.training.seeds import DISTRIBUTION_SEED, TRAINING_SEED, VALIDATION_SEED
 from tumorchain_agent.training.targets import PhantomStream, stack
 from tumorchain_agent.training.tasks import SUBTASKS
 from tumorchain_agent.training.vision_stage import VisionModel, VisionStageConfig, train_vision
 
 log = logging.getLogger(__name__)
-VALIDATION_SEED, TRAINING_SEED, DISTRIBUTION_SEED = 900_000, 1_000_000, 3_000_000
-"""First seeds of anatomies to validate on, to train on, and to describe the training distribution with."""
 
 
 class NanoConfig(BaseModel):

@@ -73,7 +73,8 @@ async def _evaluate(args: argparse.Namespace) -> QuickResult:
     from rich.progress import Progress
 
     from tumorchain_agent.cli_ask import load_settings
-    from tumorchain_agent.training.quick_evaluation import FIRST_SEED, evaluate_quick
+    from tumorchain_agent.training.quick_evaluation import evaluate_quick
+    from tumorchain_agent.training.seeds import QUICK_SEED
 
     settings = load_settings(model=args.model)
     with Progress(console=Console(file=sys.stderr)) as bar:
@@ -82,4 +83,4 @@ async def _evaluate(args: argparse.Namespace) -> QuickResult:
         def advance(_index: int, _verdict: Verdict) -> None:
             bar.advance(task)
 
-        return await evaluate_quick(settings, args.patients, args.seed or FIRST_SEED, args.masks, advance)
+        return await evaluate_quick(settings, args.patients, args.seed or QUICK_SEED, args.masks, advance)

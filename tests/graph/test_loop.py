@@ -154,7 +154,7 @@ def test_an_organ_without_tokens_is_told_and_noted() -> None:
     answer, model = run(["See the liver.", "Done."], ct=FakeCT(tokenless=("liver",)))
     assert model.said[1][-1] == (
         "human",
-        ["liver has no evidence tokens; not assessed"],
+        ["liver has no evidence tokens; not assessed\n"],
     )
     assert "organ_without_tokens" in {notice.code for notice in answer.notices}
 

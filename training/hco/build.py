@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Final
 
 import torch
 
-from tumorchain_agent.errors import CheckpointError, DataError
+from tumorchain_agent.errors import CheckpointError, DataError, InputError
 from tumorchain_agent.model.checkpoint import load_llm, load_tokenizer, load_vision
 from tumorchain_agent.model.config import VisionConfig
 from tumorchain_agent.model.llm import build_llm
@@ -18,7 +18,7 @@ from tumorchain_agent.model.wording import WITHOUT_COT, WITHOUT_IIR, absent_text
 from tumorchain_agent.training.hco.config import Model, TrainConfig
 from tumorchain_agent.training.hco.dense import DenseHeads
 from tumorchain_agent.training.hco.engine import Engine, build_engine
-from tumorchain_agent.training.hco.export import export_checkpoint
+from tumorchain_agent.training.hco.export import export_checkpoint, untrained_parts
 from tumorchain_agent.training.hco.joint import JointModel
 from tumorchain_agent.training.hco.resume import Place, claim
 from tumorchain_agent.training.hco.samples import DESCRIBE, of_phantom
@@ -29,13 +29,12 @@ from tumorchain_agent.training.hco.trainer import Run
 from tumorchain_agent.training.phantom.patient import ORGANS
 from tumorchain_agent.training.phantom.text import QUESTIONS
 from tumorchain_agent.training.phantom.volume import make_pool
+from tumorchain_agent.training.seeds import TRAINING_SEED, VALIDATION_SEED
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerFast
 
 log = logging.getLogger(__name__)
-TRAINING_SEED, VALIDATION_SEED = 1_000_000, 900_000
-"""First seeds of the anatomies to train and to validate on."""
 CORPUS_SCANS: Final = 200
 CORPUS_RECORDS: Final = 5000
 """From which a tokenizer is made where none is given."""
@@ -43,6 +42,7 @@ CORPUS_RECORDS: Final = 5000
 
 def build(config: TrainConfig, out: Path) -> Run:
     """Open the data, build or load the model, start the processes. ``out`` becomes this training's folder."""
+    _check(config)
     engine = build_engine(config)
     if engine.main:
         claim(out, config.model_dump(mode="json"))
@@ -52,11 +52,22 @@ def build(config: TrainConfig, out: Path) -> Run:
     tokenizer = _tokenizer(config, source, out, engine)
     torch.manual_seed(config.seed)
     model = build_model(config, tokenizer).to(engine.device)
+    untrained = untrained_parts(config)
 
     def export(name: str, place: Place) -> None:
-        export_checkpoint(config, model, tokenizer, source, out / name, place)
+        export_checkpoint(config, model, tokenizer, source, out / name, place, untrained)
 
     return Run(config, engine, model, tokenizer, source, held_out, out, cache, export)
+
+
+def _check(config: TrainConfig) -> None:
+    """Refuse what would fail in the first step. Under zero2, bf16 is the weights' own type."""
+    half = config.engine == "zero2" and config.precision == "bf16"
+    if half and not torch.cuda.is_available() and sizes_of(config.model)[1].kind == "nano":
+        raise InputError(
+            "torch can't pool volumes in bf16 on a CPU, which engine zero2 asks of the nano encoder: "
+            "set precision to fp32, or engine to plain"
+        )
 
 
 def open_sources(config: TrainConfig, cache: Path, engine: Engine) -> tuple[Source, Source]:

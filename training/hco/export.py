@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
@@ -11,7 +12,7 @@ import numpy as np
 import torch
 
 from tumorchain_agent import __version__
-from tumorchain_agent.model.checkpoint import PHANTOM_DATA, CheckpointInfo, save_checkpoint
+from tumorchain_agent.model.checkpoint import PHANTOM_DATA, CheckpointInfo, read_info, save_checkpoint
 from tumorchain_agent.tools.distribution import Statistics, fit_ranges, volume_statistics
 from tumorchain_agent.tools.preprocess import Preprocessing
 from tumorchain_agent.training.hco.config import TrainConfig
@@ -26,6 +27,7 @@ if TYPE_CHECKING:
 
 DESCRIBED_SCANS: Final = 100
 """Training scans from which the ranges of the training distribution are taken."""
+PARTS: Final = ("encoder", "projector", "cls", "llm")
 
 
 def export_checkpoint(
@@ -35,8 +37,9 @@ def export_checkpoint(
     source: Source,
     folder: Path,
     place: Place,
+    untrained: Sequence[str] = (),
 ) -> CheckpointInfo:
-    """Write what ``ask`` and vLLM load, with where it comes from."""
+    """Write what ``ask`` and vLLM load, with where it comes from; ``untrained`` parts hold random weights still."""
     provenance: dict[str, Any] = {
         "data": PHANTOM_DATA if isinstance(source, PhantomSource) else str(config.data.records),
         "data_hash": data_hash(source),
@@ -47,6 +50,8 @@ def export_checkpoint(
         "validation_loss": place.best,
         "trained_by": __version__,
     }
+    if untrained:
+        provenance["untrained"] = list(untrained)
     training = [module for module in model.modules() if module.training]
     model.eval()
     dtype = torch.bfloat16 if config.precision == "bf16" and config.model.size != "nano" else None
@@ -66,6 +71,14 @@ def export_checkpoint(
     finally:
         for module in training:
             module.training = True
+
+
+def untrained_parts(config: TrainConfig) -> list[str]:
+    """Parts whose weights are random at first and that no stage trains."""
+    init, rates = config.model.init, [stage.rates.model_dump() for stage in config.stages]
+    random = PARTS if init is None else read_info(init).untrained
+    loaded = ("encoder", "cls") if config.model.vision is not None else ()
+    return [part for part in random if part not in loaded and not any(each[part] for each in rates)]
 
 
 def data_hash(source: Source) -> str:

@@ -91,7 +91,7 @@ class Feeder:
         encoded = tuple(
             encode(
                 item.name,
-                turns(item, stage.form, scan.coverage),
+                turns(item, stage.form, scan.coverage, present=scan.present),
                 scan.coverage,
                 self.tokenizer,
             )

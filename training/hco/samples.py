@@ -2,15 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, Final
 
 import numpy as np
 
-from tumorchain_agent.model.wording import absent_text, attention_text, in_mode
+from tumorchain_agent.model.wording import absent_text, attention_text, in_mode, tokenless_text
 from tumorchain_agent.tools.organs import mentioned_organs
-from tumorchain_agent.training.data.policy import BadSample
+from tumorchain_agent.training.data.policy import BadSample, Reason
 from tumorchain_agent.training.data.record import CoTSample
 from tumorchain_agent.training.data.scans import BadVolumeError, check_against
 from tumorchain_agent.training.hco.config import Form
@@ -62,8 +62,13 @@ class Item:
 def of_record(record: CoTSample, scan: ScanData, mode: Mode = FULL) -> Item | BadSample:
     """A record's item in a mode: without IIR only its last round, without CoT its conclusion in that round's place.
 
-    A BadSample when it shows an organ that the label map lacks, or calls one absent that isn't.
+    A BadSample when it shows an organ that the label map lacks, or calls one absent that isn't. Without a label map
+    no organ can be shown; to say that it is not in the scan would be wrong.
     """
+    shown = [organ for each in record.rounds for organ in each.organs if organ not in each.absent]
+    if shown and scan.present is None:
+        message = f"a round is shown {', '.join(shown)}, but there is no label_map; add it or take them out"
+        return BadSample(sample=record.id, reason=Reason.MISSING_LABEL_MAP, message=message)
     try:
         check_against(record.model_copy(update={"scan_id": None}), None, scan.present)
     except BadVolumeError as error:
@@ -96,25 +101,28 @@ def of_phantom(
         beliefs = {organ: suspicion[organ] for organ in there}
     sample = compose(rng, truth, subtask, beliefs, iir=mode.iir, cot=mode.cot)
     asked = sample.asked_organ
+    wording = int(rng.integers(2**31))
 
     def retell(shown: Sequence[str]) -> str:
         absent = tuple(organ for organ in shown if organ not in there)
         if not mode.cot:
             return closing(answer_text(truth, subtask, asked, absent))
-        return final_text(truth, [o for o in shown if o in there], subtask, asked, absent)
+        seen = [organ for organ in shown if organ in there]
+        return final_text(truth, seen, subtask, asked, absent, np.random.default_rng(wording))
 
     shown = [organ for organs in sample.organs for organ in organs]
     if not mode.iir:
         shown = [organ for organ in ORGANS if organ in there or organ == asked]
     absent = tuple(organ for organ in shown if organ not in there)
+    seen = [organ for organ in shown if organ in there]
     return Item(
         name=name,
         task=TASK_OF[subtask],
         question=sample.question,
         organs=sample.organs,
-        texts=sample.texts,
+        texts=(*sample.texts[:-1], retell(shown)),
         answer=closing(answer_text(truth, subtask, asked, absent)),
-        caption=findings(truth, [organ for organ in shown if organ in there]),
+        caption=findings(truth, seen, np.random.default_rng(wording)),
         retell=retell,
     )
 
@@ -125,8 +133,13 @@ def truth_of(fields: Mapping[str, Any]) -> Truth:
     return Truth(**values)
 
 
-def turns(item: Item, form: Form, there: Mapping[str, object]) -> list[Turn]:
-    """The conversation of an item; ``there`` holds the organs in the scan. ``instruct`` ends with the answer alone."""
+def turns(
+    item: Item, form: Form, there: Mapping[str, object], *, present: Collection[str] | None = None
+) -> list[Turn]:
+    """The conversation of an item; ``there`` holds the organs that have tokens, ``present`` all of the label map.
+
+    ``instruct`` ends with the answer alone.
+    """
     if form == "align":
         return _aligned(item, there)
     last = item.texts[-1] if form == "cot" else item.answer
@@ -135,7 +148,8 @@ def turns(item: Item, form: Form, there: Mapping[str, object]) -> list[Turn]:
         return [asked, Turn("assistant", (last,))]
     found = [asked, Turn("assistant", (item.texts[0],), learn=not item.own)]
     for organs, text in zip(item.organs[1:], [*item.texts[1:-1], last], strict=True):
-        found += [Turn("user", tuple(organ_parts(organs, there))), Turn("assistant", (text,))]
+        found.append(Turn("user", tuple(organ_parts(organs, there, present))))
+        found.append(Turn("assistant", (text,)))
     return found
 
 
@@ -150,12 +164,16 @@ def _aligned(item: Item, there: Mapping[str, object]) -> list[Turn]:
     ]
 
 
-def organ_parts(organs: Sequence[str], there: Mapping[str, object]) -> Iterator[str | Evidence]:
-    """[T^i, τ_l^i] of each organ; an organ that isn't in the scan is told in words."""
+def organ_parts(
+    organs: Sequence[str], there: Mapping[str, object], present: Collection[str] | None = None
+) -> Iterator[str | Evidence]:
+    """[T^i, τ_l^i] of each organ; that one isn't in the scan, or has no tokens, is told in words."""
     for organ in organs:
         if organ in there:
             yield attention_text(organ)
             yield Evidence(organ)
+        elif organ in (present or ()):
+            yield tokenless_text(organ)
         else:
             yield absent_text(organ)
 
@@ -163,12 +181,12 @@ def organ_parts(organs: Sequence[str], there: Mapping[str, object]) -> Iterator[
 def with_own_first_round(item: Item, said: str) -> Item:
     """The item with ``said``, the model's own first round, in the place of its first text.
 
-    The organs that it names come next. Organs that the truth's rounds need and it missed get a round of their
-    own, asked for in the truth's words: what is learned is to correct, not to copy. The item stays as it is
-    when it needs no second round or nothing that ``said`` names can be examined.
+    The organs that the question names, and those that it names, come next, as in the graph. Organs that the truth's
+    rounds need and it missed get a round of their own, asked for in the truth's words: what is learned is to
+    correct, not to copy. The item stays as it is when it needs no second round or no organ is named.
     """
     said = said.strip()
-    named = tuple(mentioned_organs(said))
+    named = tuple(dict.fromkeys([*mentioned_organs(item.question), *mentioned_organs(said)]))
     if len(item.texts) == 1 or not named:
         return item
     missed = tuple(o for organs in item.organs for o in organs if o not in named)

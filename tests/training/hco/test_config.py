@@ -6,7 +6,8 @@ from pathlib import Path
 
 import pytest
 
-from tumorchain_agent.errors import InputError
+from tumorchain_agent.errors import CheckpointError, InputError
+from tumorchain_agent.model.checkpoint import NANO_DIR
 from tumorchain_agent.training.hco.config import committed, load_config
 from tumorchain_agent.training.hco.memory import module_counts, plan
 
@@ -70,3 +71,12 @@ def test_the_plan_divides_gradients_and_optimizer_states_over_devices() -> None:
     assert one.weights == many.weights == 2 * everything
     assert many.total < 80 * 2**30 < one.total + 40 * 2**30
     assert plan(config, 32)[0].trained == counts["projector"]
+
+
+def test_a_custom_size_is_that_of_the_checkpoint_to_begin_from(tmp_path: Path) -> None:
+    with pytest.raises(InputError, match=r"model: size custom is that of a checkpoint: set model\.init"):
+        load_config("nano", ["model.size=custom"])
+    changes = ["model.size=custom", f"model.init={NANO_DIR}"]
+    assert module_counts(load_config("nano", changes)) == module_counts(load_config("nano", changes[1:]))
+    with pytest.raises(CheckpointError, match=r"is no TumorChain checkpoint: set model\.init"):
+        plan(load_config("nano", ["model.size=custom", f"model.init={tmp_path}"]), 1)

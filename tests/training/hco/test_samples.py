@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
 from typing import TYPE_CHECKING, Any
@@ -11,6 +12,9 @@ import pytest
 import torch
 from torch import Tensor
 
+from tests.graph.fakes import FakeCT
+from tests.graph.test_loop import QUESTION
+from tests.graph.test_loop import run as run_graph
 from tests.training.hco import tiny
 from tumorchain_agent.graph.prompts import TextPart, conversation
 from tumorchain_agent.graph.state import IIRConfig
@@ -101,6 +105,31 @@ def _count(part: object) -> int:
     return int(getattr(part, "count"))  # noqa: B009
 
 
+def test_every_case_of_an_organ_reads_as_the_graph_tells_it(coverage: dict[str, Any]) -> None:
+    ct = FakeCT(
+        absent=("esophagus", "duodenum"),
+        unknown=("duodenum",),
+        cut={"spleen": ("left",)},
+        tokenless=("stomach", "urinary_bladder"),
+    )
+    replies = ["The liver, the spleen, the esophagus and the stomach.", "Bladder and duodenum.", "Nothing."]
+    _, model = run_graph(replies, ct=ct)
+    organs = ((), ("liver", "spleen", "esophagus", "stomach"), ("urinary_bladder", "duodenum"))
+    item = replace(ITEM, question=QUESTION, texts=tuple(replies), organs=organs)
+    present = {"liver", "spleen", "stomach", "urinary_bladder"}
+    ours = [
+        ("ai" if turn.role == "assistant" else "human", [_short(part) for part in turn.parts])
+        for turn in turns(item, "cot", coverage, present=present)
+    ]
+    assert ours[:-1] == model.said[-1]
+
+
+def _short(part: str | Evidence) -> str:
+    if isinstance(part, str):
+        return part
+    return "<τ_g>" if part.organ is None else f"<τ_l {part.organ}>"
+
+
 def test_forms_show_and_say_what_their_names_tell(coverage: dict[str, Any]) -> None:
     def said(form: Form) -> tuple[list[str], list[str | None]]:
         found = turns(ITEM, form, coverage)
@@ -167,6 +196,19 @@ def test_a_first_round_of_its_own_leads_where_it_looked_and_then_to_what_it_miss
     assert with_own_first_round(ITEM, "Nothing to see.") is ITEM
 
 
+def test_after_its_own_first_round_come_the_questions_organs_and_then_those_it_names_as_in_the_graph() -> (
+    None
+):
+    item = replace(
+        ITEM, question="Is there a tumor in the spleen?", texts=ITEM.texts[1:], organs=((), ("spleen",))
+    )
+    own = with_own_first_round(item, "The liver needs a closer look.")
+    _, model = run_graph([own.texts[0], "Nothing."], question=item.question)
+    assert own.organs == ((), ("spleen", "liver"))
+    shown = [part for part in model.said[1][-1][1] if part.startswith("<")]
+    assert shown == ["<τ_l spleen>", "<τ_l liver>"]
+
+
 def test_a_phantoms_truth_is_told_of_the_organs_that_were_looked_at(tmp_path: Path) -> None:
     make_pool(tmp_path / "pool", 2, 0, workers=1)
     source = PhantomSource(tmp_path / "pool", 4, 0, VolumeCache(tmp_path))
@@ -196,6 +238,16 @@ def test_an_organ_that_the_label_map_lacks_is_a_bad_sample_by_name() -> None:
     assert isinstance(found, BadSample)
     assert (found.sample, found.reason) == ("P-1/0", Reason.ORGAN_LACKING)
     assert organ in found.message
+
+
+def test_an_organ_is_not_said_to_be_missing_where_no_label_map_tells() -> None:
+    sample = CoTSample.model_validate(tiny.lines("P-1", "train")[0])
+    found = of_record(sample, ScanData("s", None, {}, None))
+    assert isinstance(found, BadSample)
+    assert (found.sample, found.reason) == ("P-1/0", Reason.MISSING_LABEL_MAP)
+    told = sample.rounds[1].model_copy(update={"absent": sample.rounds[1].organs})
+    absent = sample.model_copy(update={"rounds": (sample.rounds[0], told)})
+    assert isinstance(of_record(absent, ScanData("s", None, {}, None)), Item)
 
 
 def test_the_models_first_round_is_what_it_says_to_the_graphs_first_message(tmp_path: Path) -> None:
