@@ -36,7 +36,7 @@ from tumorchain_agent.training.phantom.patient import (
 )
 from tumorchain_agent.training.phantom.render import to_stored
 from tumorchain_agent.training.phantom.shapes import Triple
-from tumorchain_agent.training.workers import calm_worker, cores
+from tumorchain_agent.training.workers import calm_worker
 
 Made = TypeVar("Made")
 Variant = Literal["as drawn", "without tumor", "tumor moved"]
@@ -44,6 +44,7 @@ VARIANTS: Final[tuple[Variant, ...]] = ("as drawn", "without tumor", "tumor move
 LARGE_MM: Final = 20.0
 """Tumors from this size on are compared with their counterfactuals."""
 _TAG: Final = 20260508
+_NUMBER: Final = {name: number for number, name in TABLE.items()}
 _TRIES: Final = 8
 """Diseases drawn until one of the other organ, large enough, finds room."""
 _AHEAD: Final = 3
@@ -62,6 +63,8 @@ class View:
     """[57, 8, 16, 16], by the masks in use."""
     present: tuple[str, ...]
     """Table 10 organs with a voxel in them."""
+    organs: tuple[str, ...]
+    """Those that the scan truly holds."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -72,9 +75,6 @@ class Scanned:
     variant: Variant
     ct: CT
     labels: NDArray[np.uint8]
-
-    def true_masks(self) -> LabelMap:
-        return label_map(self.labels, self.ct, source="given", task="given", weights_id="", seconds=0.0)
 
 
 @dataclass(frozen=True)
@@ -100,14 +100,24 @@ def scans_of(seed: int, making: Making) -> list[Scanned]:
 
 def views_of(seed: int, making: Making) -> list[View]:
     """``scans_of`` a seed with their true masks."""
-    return [view(each, each.true_masks(), making.preprocessing) for each in scans_of(seed, making)]
+    return [view(each, making.preprocessing) for each in scans_of(seed, making)]
 
 
-def view(scanned: Scanned, masks: LabelMap, preprocessing: Preprocessing) -> View:
-    """A scan as inference prepares it, with the organs of ``masks``."""
+def view(scanned: Scanned, preprocessing: Preprocessing, masks: LabelMap | None = None) -> View:
+    """A scan as inference prepares it, with its true masks or with others."""
     model = preprocess(scanned.ct, preprocessing)
-    coverage = organ_coverage(masks.labels, scanned.ct.affine, model)
-    return View(scanned.truth, scanned.variant, model.volume, coverage, masks.info.organs_present)
+    true_masks = label_map(
+        scanned.labels, scanned.ct, source="given", task="given", weights_id="", seconds=0.0
+    )
+    used = masks or true_masks
+    return View(
+        truth=scanned.truth,
+        variant=scanned.variant,
+        volume=model.volume,
+        coverage=organ_coverage(used.labels, scanned.ct.affine, model),
+        present=used.info.organs_present,
+        organs=true_masks.info.organs_present,
+    )
 
 
 def _scanned(case: Case, variant: Variant) -> Scanned:
@@ -142,19 +152,18 @@ def _copy(painted: Painted) -> Painted:
 
 
 def ahead(
-    make: Callable[[int, Making], Made], seeds: Sequence[int], making: Making, workers: int | None = None
+    make: Callable[[int, Making], Made], seeds: Sequence[int], making: Making, workers: int
 ) -> Iterator[Made]:
     """``make`` of each seed in order, a few ahead, in processes of their own; with 0 workers in this one."""
-    count = max(1, cores() - 1) if workers is None else workers
-    if count == 0 or len(seeds) < 2:
+    if workers == 0 or len(seeds) < 2:
         yield from (make(seed, making) for seed in seeds)
         return
-    pool = ProcessPoolExecutor(count, get_context("spawn"), initializer=calm_worker)
+    pool = ProcessPoolExecutor(workers, get_context("spawn"), initializer=calm_worker)
     try:
         rest = iter(seeds)
         waiting: deque[Future[Made]] = deque()
         while True:
-            missing = count + _AHEAD - len(waiting)
+            missing = workers + _AHEAD - len(waiting)
             waiting.extend(pool.submit(make, seed, making) for seed in islice(rest, missing))
             if not waiting:
                 return
@@ -163,10 +172,11 @@ def ahead(
         pool.shutdown(cancel_futures=True)
 
 
-def intensity(view: View, organ: str) -> float:
-    """Mean of an organ in the model volume, weighted by coverage: by it organs of different patients are matched."""
-    number = next(key for key, name in TABLE.items() if name == organ)
-    share = view.coverage[number]
+def intensities(view: View) -> dict[str, float]:
+    """Mean of each of the five organs in the model volume, weighted by coverage; of those that it holds.
+
+    By it organs of different patients are matched.
+    """
     patches = view.volume[0].reshape(8, 4, 16, 16, 16, 16).mean((1, 3, 5))
-    total = float(share.sum())
-    return float((patches * share).sum() / total) if total > 0 else 0.0
+    shares = {organ: view.coverage[_NUMBER[organ]] for organ in ORGANS}
+    return {o: float((patches * share).sum() / share.sum()) for o, share in shares.items() if share.any()}

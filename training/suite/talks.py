@@ -26,7 +26,7 @@ from tumorchain_agent.tools.organs import ORGANS as TABLE
 from tumorchain_agent.tools.roi import global_pool, mean_roi, roi_tokens
 from tumorchain_agent.training.phantom.patient import Truth
 from tumorchain_agent.training.suite.beside import Beside
-from tumorchain_agent.training.suite.patients import Variant, View, intensity
+from tumorchain_agent.training.suite.patients import Variant, View, intensities
 
 MOST_BESIDE: Final = 96
 """Conversations that are continued side by side."""
@@ -57,8 +57,8 @@ class EncodedScan:
     def __init__(self, view: View, served: ServedCheckpoint) -> None:
         self.truth: Truth = view.truth
         self.variant: Variant = view.variant
-        self.present = view.present
-        self.intensities = {organ: intensity(view, organ) for organ in view.present}
+        self.present, self.organs = view.present, view.organs
+        self.intensities = intensities(view)
         self.tokens = served.encode(view.volume)
         """τ_v [2048, C]."""
         self.coverage = view.coverage

@@ -48,7 +48,7 @@ def scanned() -> list[Scanned]:
 
 @pytest.fixture(scope="module")
 def scans(asker: Asker, scanned: list[Scanned]) -> list[EncodedScan]:
-    return [asker.encode(view(each, each.true_masks(), Preprocessing())) for each in scanned]
+    return [asker.encode(view(each, Preprocessing())) for each in scanned]
 
 
 def through_the_graph(scanned: list[Scanned], folder: Path) -> list[Answer]:
