@@ -54,16 +54,13 @@ def run(args: argparse.Namespace) -> int:
     from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
     from tumorchain_agent.cli_ask import load_settings
-    from tumorchain_agent.training.suite.suite import evaluate_suite, write_result
+    from tumorchain_agent.training.suite.suite import Suite
     from tumorchain_agent.training.suite.table import as_markdown
 
-    plan = _plan(args)
-    settings = load_settings()
+    suite = Suite(load_settings(), _plan(args), args.out)
     shown = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
     with Progress(*shown, console=Console(file=sys.stderr)) as bars:
-        result = evaluate_suite(settings, plan, args.out, lambda title: _advance(bars, title))
-    if args.out:
-        write_result(result, args.out)
+        result = suite.run(lambda title: _advance(bars, title))
     print(result.model_dump_json(indent=2) if args.json else as_markdown(result))
     return 0
 

@@ -6,6 +6,7 @@ from the five, a second one tells the tumor's organ or that there is none.
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any, Final
@@ -20,6 +21,7 @@ from tumorchain_agent.training.suite.finished import Features, OrganFeatures
 FOLDS: Final = 5
 LEAST: Final = 40
 """Patients to learn from, below which there is no probe."""
+MLP_EPOCHS: Final = 100
 PROBES: Final = ("logistic regression", "MLP")
 _NOTHING: Final = -6.0
 """Log-odds of an organ that the model doesn't see."""
@@ -94,8 +96,12 @@ def _one_by_one(learn: _Table, test: _Table) -> Array:
 
 
 def _together(learn: _Table, test: _Table) -> Array:
-    """One MLP for all organs."""
-    model = _pipeline("MLP", 1e-2).fit(learn.x, learn.ill)
+    """One MLP for all organs, strongly regularised, for a fixed number of epochs."""
+    from sklearn.exceptions import ConvergenceWarning
+
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", ConvergenceWarning)
+        model = _pipeline("MLP", 10.0).fit(learn.x, learn.ill)
     p = np.clip(model.predict_proba(test.x)[:, 1], 1e-4, 1 - 1e-4)
     odds: Array = np.log(p / (1 - p))
     return odds
@@ -113,7 +119,9 @@ def _pipeline(name: str, strength: float) -> Any:
     from sklearn.preprocessing import StandardScaler
 
     if name == "MLP":
-        model = MLPClassifier((32,), alpha=strength, early_stopping=True, max_iter=300, random_state=0)
+        model = MLPClassifier(
+            (32,), alpha=strength, learning_rate_init=3e-3, max_iter=MLP_EPOCHS, random_state=0
+        )
     else:
         model = LogisticRegression(C=strength, max_iter=1000)
     return make_pipeline(StandardScaler(), model)

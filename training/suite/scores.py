@@ -78,7 +78,7 @@ def subtask_sums(lines: Sequence[Answers]) -> Sums:
 
 
 def row_shares(bootstrap: Bootstrap, sums: Sums) -> dict[str, Array]:
-    """Row → its share and the draws of it: 12 subtasks, 4 tasks, average."""
+    """Row → its share and the draws of it: 12 subtasks, tasks (the report is both), average."""
     shares = bootstrap.shares(sums)
     rows = {name: shares[:, k] for k, name in enumerate(SUBTASKS)}
     rows |= {task: _mean([rows[name] for name in names]) for task, names in TASKS.items()}

@@ -27,24 +27,33 @@ Tell = Callable[[str], Advance]
 """A model's title → how to report on it."""
 
 
-def evaluate_suite(
-    settings: Settings, plan: Plan, out: Path | None, tell: Tell, workers: int | None = None
-) -> SuiteResult:
-    """Ask whatever ``out`` doesn't hold the answers to, and put the result together.
+class Suite:
+    """A plan whose models and folder have been checked."""
 
-    ``workers`` processes make patients while this one asks: a quarter to half of the cores by default, and this one's
-    threads are as many as are left. Raises InputError for a model that is named twice, CheckpointError, OutputError.
-    """
-    makers = min(4, max(1, cores() // 2)) if workers is None else workers
-    infos = [read_info(folder or NANO_DIR) for folder in plan.models]
-    titles = _titles(plan.models, infos)
-    lines = FinishedLines(out)
-    for number, (folder, title) in enumerate(zip(plan.models, titles, strict=True)):
-        asker = Asker(settings.model_copy(update={"model": folder}))
-        passes = ModelPasses(asker, settings, plan.cohort, plan.columns(number), lines)
-        with _threads(max(1, cores() - makers)):
-            passes.all(tell(title), makers)
-    return summarise(plan, list(zip(titles, infos, strict=True)), lines)
+    def __init__(self, settings: Settings, plan: Plan, out: Path | None) -> None:
+        """Raises InputError for a model that is named twice, CheckpointError, OutputError."""
+        self.settings, self.plan, self.out = settings, plan, out
+        infos = [read_info(folder or NANO_DIR) for folder in plan.models]
+        self.models = list(zip(_titles(plan.models, infos), infos, strict=True))
+        self.lines = FinishedLines(out)
+
+    def run(self, tell: Tell, workers: int | None = None) -> SuiteResult:
+        """Ask whatever isn't answered yet, and put the result together; with ``out`` write it there.
+
+        ``workers`` processes make patients while this one asks: up to four, half of the cores, by default. This one
+        has as many threads as cores are left. Raises CheckpointError, OutputError, SegmentationError.
+        """
+        makers = min(4, max(1, cores() // 2)) if workers is None else workers
+        for number, (folder, (title, _)) in enumerate(zip(self.plan.models, self.models, strict=True)):
+            asker = Asker(self.settings.model_copy(update={"model": folder}))
+            columns = self.plan.columns(number)
+            passes = ModelPasses(asker, self.settings, self.plan.cohort, columns, self.lines)
+            with _threads(max(1, cores() - max(1, makers))):
+                passes.all(tell(title), makers)
+        result = summarise(self.plan, self.models, self.lines)
+        if self.out is not None:
+            write_result(result, self.out)
+        return result
 
 
 @contextmanager
