@@ -104,6 +104,13 @@ class Anatomy:
             guess = ((points - moved) * scale).astype(np.float32)
         return guess
 
+    def tube_ratio(self, tube: Tube, points: Array) -> Array:
+        """[n] distance over radius of a tube as it is painted, roughness included, at points [n, 3] in patient mm."""
+        ratio, where = tube.ratio(*self.canonical(points).T)
+        radius = tube.radius(where)
+        outer: Array = ratio + self.roughness.at(points) * np.minimum(1.6 / radius, _MOST_ROUGH)
+        return outer
+
     def paint(self, grid: Grid) -> Painted:
         return _Painter(self, grid).run()
 
@@ -231,8 +238,7 @@ class _Painter:
             np.copyto(place, t, where=closer)
         near = np.nonzero(best < swell)
         spots, ratio = _shifted(near, window), best[near]
-        knots = np.linspace(0, 1, tube.segments + 1)
-        radius: Array = np.interp(where[near], knots, tube.path[:, 3]).astype(np.float32)
+        radius = tube.radius(where[near])
         ratio = ratio + self.rough[spots] * np.minimum(1.6 / radius, _MOST_ROUGH)
         kept = ratio < 1.0
         self._fill(part, _only(spots, kept), ratio[kept], radius[kept])

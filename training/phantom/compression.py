@@ -53,7 +53,7 @@ def contact(lesion: Lesion, painted: Painted, grid: Grid) -> tuple[float, float]
         return 0.0, 0.0
     full = lesion_ratio(lesion, grid, window) < 1
     labels = painted.labels[window][full]
-    expected = max(len(labels), 4 / 3 * np.pi * float(np.prod(lesion.radii_mm)) / grid.voxel_mm3, 1.0)
+    expected = max(len(labels), lesion.surface.volume_mm3 / grid.voxel_mm3, 1.0)
     host = labels == ORGAN_IDS[lesion.organ]
     free = host | ((labels == 0) & (painted.tissue[window][full] == Tissue.FAT))
     return float((_IS_NEIGHBOUR[labels] & ~host).sum()) / expected, float(free.sum()) / expected
@@ -69,7 +69,8 @@ def push(lesion: Lesion, painted: Painted, grid: Grid) -> tuple[int, ...]:
     if window is None or not ((middle >= 0) & (middle <= np.array(grid.shape) - 1)).all():
         return ()
     host = ORGAN_IDS[lesion.organ]
-    ratio = lesion_ratio(replace(lesion, shape="round"), grid, window) / _SWELL[lesion.shape]
+    swell = _SWELL[lesion.shape] * lesion.surface.fit
+    ratio = lesion_ratio(replace(lesion, shape="round"), grid, window) / np.float32(swell)
     labels, tissue = painted.labels[window].copy(), painted.tissue[window].copy()
     given = np.bincount(labels[(ratio < 1) & _IS_NEIGHBOUR[labels]], minlength=256) * grid.voxel_mm3
     given[[host, *CONTINUOUS.get(lesion.organ, ())]] = 0

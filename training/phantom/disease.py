@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 
 import numpy as np
 from numpy.typing import NDArray
 
-from tumorchain_agent.training.phantom.anatomy import Anatomy, Painted, Tissue
-from tumorchain_agent.training.phantom.categories import NODE_CUTS
+from tumorchain_agent.training.phantom.anatomy import ORGAN_IDS, Anatomy, Painted, Tissue
+from tumorchain_agent.training.phantom.categories import BEYOND_MM, NODE_CUTS, THROUGH_MM
 from tumorchain_agent.training.phantom.compression import contact
 from tumorchain_agent.training.phantom.lesions import (
     SMALL_MM,
@@ -21,7 +21,7 @@ from tumorchain_agent.training.phantom.lesions import (
     surface_gap_mm,
 )
 from tumorchain_agent.training.phantom.shapes import Array, Ellipsoid, Grid, random_rotation, triple
-from tumorchain_agent.training.phantom.stamps import stamp
+from tumorchain_agent.training.phantom.stamps import INVADABLE, stamp
 
 EDGE_SHARE = 0.45
 """Share of lesions under 2 cm in liver and pancreas that are put at the organ's surface (paper 13.2, second error).
@@ -52,7 +52,7 @@ def sample_disease(
     out = [place.tumor(organ, size, compress=size >= COMPRESSION_MM and own.random() < COMPRESSION_SHARE)]
     if organ == "liver" and rng.random() < 0.35:
         sizes = [float(round(rng.uniform(10, min(size, 45)))) for _ in range(int(rng.integers(1, 4)))]
-        out += [place.tumor(organ, each) for each in sizes]
+        out += place.more(organ, sizes, out)
     if own.random() < NODAL_SHARE:
         out += place.nodes(out[0], _node_count(own, organ))
     sites = [organ != "liver" and rng.random() < LIVER_SHARE]
@@ -60,7 +60,7 @@ def sample_disease(
     found: list[Lesion] = []
     if sites[0]:
         sizes = [float(rng.uniform(10, 32)) for _ in range(int(rng.integers(1, 5)))]
-        found += [place.tumor("liver", each, "metastasis") for each in sizes]
+        found += place.more("liver", sizes, out, "metastasis")
     if sites[1]:
         found += place.lung(out[0], int(own.integers(1, 4)))
     if sites[2]:
@@ -104,18 +104,52 @@ class _Placing:
             lesion = replace(lesion, edge_mm=gap)
         return lesion
 
+    def more(
+        self,
+        organ: str,
+        sizes: Sequence[float],
+        others: Sequence[Lesion],
+        kind: str = "tumor",
+        tries: int = 4,
+    ) -> list[Lesion]:
+        """Further lesions of an organ, none touching another or one of ``others``, which would look like one; what
+        finds no such place is left out."""
+        found: list[Lesion] = []
+        for size in sizes:
+            for _ in range(tries):
+                lesion = self.tumor(organ, size, kind)
+                centre = np.array([lesion.centre_mm])
+                if _apart(centre, max(lesion.radii_mm), [*others, *found])[0]:
+                    found.append(lesion)
+                    break
+        return found
+
     def _roomy(self, draw: Callable[[], Lesion], tries: int = 6, wanted: float = 0.62) -> Lesion:
         """The first of a few draws that finds enough room where it lies, else the one that finds most."""
         best, most = draw(), -1.0
         for k in range(tries):
             lesion = best if k == 0 else draw()
             mark = stamp(lesion, self.painted, self.grid)
-            share = mark.share if mark else 0.0
+            share = mark.share * (1.0 if self._free_at_tip(lesion) else 0.5) if mark else 0.0
             if share > most:
                 best, most = lesion, share
             if most >= wanted:
                 break
         return best
+
+    def _free_at_tip(self, lesion: Lesion) -> bool:
+        """Whether a wall tumour can grow where it reaches farthest, which decides its T; solid organs' always can."""
+        if lesion.reach_mm < BEYOND_MM:
+            return True
+        outward = np.asarray(lesion.rotation)[:, 0]
+        tip = float(lesion.surface.along(outward[None])[0])
+        depths = tip - np.array([0.5, lesion.reach_mm / 2])
+        index = self._voxels(np.asarray(lesion.centre_mm) + outward * depths[:, None])
+        if not ((index >= 0) & (index < np.array(self.grid.shape))).all():
+            return False
+        labels, tissue = (array[tuple(index.T)] for array in (self.painted.labels, self.painted.tissue))
+        taken = (ORGAN_IDS[lesion.organ], *(INVADABLE if lesion.reach_mm >= THROUGH_MM else ()))
+        return bool((((labels == 0) & (tissue == Tissue.FAT)) | np.isin(labels, taken)).all())
 
     def _against(self, draw: Callable[[], Lesion], tries: int = 8) -> Lesion | None:
         """A draw that reaches into a neighbour, which will have to give way; ``None`` when none of a few does."""
@@ -181,10 +215,16 @@ class _Placing:
         )
         return points
 
+    def _voxels(self, points: NDArray[np.float64]) -> NDArray[np.intp]:
+        """The nearest voxels' indices, in the grid or not, of points [..., 3] in mm."""
+        places = (points - np.asarray(self.grid.origin)) / np.asarray(self.grid.spacing)
+        index: NDArray[np.intp] = np.rint(places).astype(np.intp)
+        return index
+
     def _is(self, tissue: Tissue, centres: Points, radius: float) -> NDArray[np.bool_]:
         """Which spheres [n, 3] hold nothing but a tissue, by probes at 0.8 of the radius."""
         points = centres[:, None] + radius * _PROBES
-        index = np.rint((points - np.asarray(self.grid.origin)) / np.asarray(self.grid.spacing)).astype(int)
+        index = self._voxels(points)
         shape = np.array(self.grid.shape)
         inside = ((index >= 0) & (index < shape)).all(axis=(1, 2))
         x, y, z = np.moveaxis(np.clip(index, 0, shape - 1), 2, 0)

@@ -24,7 +24,7 @@ from tumorchain_agent.training.workers import calm_worker
 
 SPACING = (1.5, 1.5, 5.0)
 """Default voxel size of a written phantom in mm."""
-GENERATOR = 2
+GENERATOR = 3
 """Raised when the same seed gives another patient; cohorts of two generators don't mix."""
 
 

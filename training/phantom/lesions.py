@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 
@@ -16,6 +16,7 @@ from tumorchain_agent.training.phantom.shapes import (
     random_rotation,
     triple,
 )
+from tumorchain_agent.training.phantom.surface import Surface, rays
 
 SHAPES = ("round", "lobulated", "irregular")
 BOUNDARIES = ("well-defined", "ill-defined")
@@ -28,10 +29,7 @@ _WALL_MM = 5.0
 SMALL_MM, EDGE_MM = 20.0, 5.0
 """A lesion under ``SMALL_MM`` whose surface is at most ``EDGE_MM`` from the organ's is one at the organ's edge."""
 
-_TURN = np.arange(26) * (np.pi * (3 - 5**0.5))
-_HEIGHT = 1 - (np.arange(26) + 0.5) / 13
-_RAYS = np.stack([(1 - _HEIGHT**2) ** 0.5 * f(_TURN) for f in (np.cos, np.sin)] + [_HEIGHT], axis=1)
-"""[26, 3] directions spread evenly over a sphere."""
+_RAYS = rays(26)
 
 SECTIONS: dict[str, tuple[tuple[str, float, float], ...]] = {
     "pancreas": (("head", 0.05, 0.36), ("body", 0.46, 0.76), ("tail", 0.8, 0.98)),
@@ -82,6 +80,11 @@ class Lesion:
         return 2 * max(self.radii_mm)
 
     @property
+    def surface(self) -> Surface:
+        """Around its centre."""
+        return Surface(self.radii_mm, self.rotation, self.shape, self.phase)
+
+    @property
     def at_edge(self) -> bool:
         """Small, and at its organ's surface."""
         return self.edge_mm is not None and self.edge_mm <= EDGE_MM
@@ -112,19 +115,20 @@ def _lobes(anatomy: Anatomy) -> list[Ellipsoid]:
     return [part.shape for part in anatomy.parts if part.label == liver and isinstance(part.shape, Ellipsoid)]
 
 
-def _place_liver(rng: np.random.Generator, anatomy: Anatomy, lobe: str) -> Array:
-    blob = _lobes(anatomy)[0 if lobe == "right lobe" else 1]
+def _in_lobe(rng: np.random.Generator, lesion: Lesion, anatomy: Anatomy) -> Lesion:
+    """The lesion anywhere in its lobe of the liver."""
+    lobe = _lobes(anatomy)[0 if lesion.substructure == "right lobe" else 1]
     direction = rng.standard_normal(3)
     direction *= rng.uniform(0.1, 0.8) ** (1 / 2) / np.linalg.norm(direction)
-    local = direction * np.asarray(blob.radii)
-    turned = local if blob.rotation is None else np.asarray(blob.rotation) @ local
-    centre: Array = (np.asarray(blob.centre) + turned).astype(np.float32)
-    return centre
+    local = direction * np.asarray(lobe.radii)
+    turned = local if lobe.rotation is None else np.asarray(lobe.rotation) @ local
+    centre = (np.asarray(lobe.centre) + turned).astype(np.float32)
+    return replace(lesion, centre_mm=triple(anatomy.patient(centre[None])[0]))
 
 
-def _place_on_livers_edge(rng: np.random.Generator, anatomy: Anatomy, lobe: str, size: float) -> Array:
-    """A centre whose lesion of ``size`` mm lies under, or bulges through, the free surface of a lobe."""
-    own, other = _lobes(anatomy) if lobe == "right lobe" else _lobes(anatomy)[::-1]
+def _under_surface(rng: np.random.Generator, lesion: Lesion, anatomy: Anatomy) -> Lesion:
+    """The lesion where it lies under, or bulges through, the free surface of its lobe of the liver."""
+    own, other = _lobes(anatomy)[:: 1 if lesion.substructure == "right lobe" else -1]
     middle = np.asarray(own.centre, np.float32)
     surface = middle
     for _ in range(12):
@@ -133,9 +137,11 @@ def _place_on_livers_edge(rng: np.random.Generator, anatomy: Anatomy, lobe: str,
         if float(other.ratio(*surface)) > 1.05:
             break
     inward = (middle - surface) / np.linalg.norm(middle - surface)
-    depth = size / 2 * rng.uniform(0.7, 1.0) + rng.uniform(0, 2)
-    centre: Array = (surface + inward * depth).astype(np.float32)
-    return centre
+    ends = np.stack([surface, surface + 5 * inward]).astype(np.float32)
+    here, deeper = anatomy.patient(ends).astype(np.float64)
+    way = (deeper - here) / np.linalg.norm(deeper - here)
+    depth = float(lesion.surface.along(-way[None])[0]) * rng.uniform(0.7, 1.0) + rng.uniform(0, 2)
+    return replace(lesion, centre_mm=triple(here + way * depth))
 
 
 def surface_gap_mm(lesion: Lesion, anatomy: Anatomy) -> float:
@@ -151,9 +157,7 @@ def surface_gap_mm(lesion: Lesion, anatomy: Anatomy) -> float:
     ratios = [s.ratio(x, y, z)[0] if isinstance(s, Tube) else s.ratio(x, y, z) for s in shapes]
     outside = (np.min(ratios, axis=0) >= 1).reshape(len(reach), len(_RAYS))
     first = np.where(outside.any(axis=0), reach[outside.argmax(axis=0)], np.inf)
-    local = _RAYS @ np.asarray(lesion.rotation) / np.asarray(lesion.radii_mm)
-    own = 1 / np.linalg.norm(local, axis=1)
-    return float(np.clip((first - own).min(), 0.0, 99.0))
+    return float(np.clip((first - lesion.surface.along(_RAYS)).min(), 0.0, 99.0))
 
 
 def frame_rotation(normal: Array, tangent: Array) -> Rotation:
@@ -161,18 +165,28 @@ def frame_rotation(normal: Array, tangent: Array) -> Rotation:
     return tuple(triple(row) for row in matrix)
 
 
-def _wall_geometry(
-    rng: np.random.Generator, tube: Tube, t: float, size: float, reach: float
-) -> tuple[Array, Triple, Rotation]:
-    """A plaque through the wall: centre (canonical), radii, rotation; it reaches ``reach`` mm beyond the wall."""
-    centre, radius, tangent = tube_frame(tube, t)
-    normal = perpendicular(rng, tangent)
+def _plaque(rng: np.random.Generator, size: float, radius: float, reach: float) -> Triple:
+    """Radii of a wall tumour: through the wall, along the tube, and around it, whose radius is ``radius``."""
     depth = float(np.clip(size * rng.uniform(0.24, 0.34), 4.5, 17.0))
     depth = max(depth, (reach + _WALL_MM) / 2)
     along = size / 2
-    across = float(min(along, max(1.15 * radius, depth)) * rng.uniform(0.8, 1.0))
-    position = centre + normal * (radius + reach - depth)
-    return position.astype(np.float32), (depth, along, across), frame_rotation(normal, tangent)
+    return depth, along, float(min(along, max(1.15 * radius, depth)) * rng.uniform(0.8, 1.0))
+
+
+def _through_wall(lesion: Lesion, anatomy: Anatomy, centre: Array, normal: Array, tangent: Array) -> Lesion:
+    """The lesion on the wall that lies ``normal`` of a tube's centre line (canonical mm): ``reach_mm`` beyond it."""
+    ends = np.stack([centre, centre + 5 * normal, centre - 5 * tangent, centre + 5 * tangent])
+    middle, above, behind, ahead = anatomy.patient(ends.astype(np.float32)).astype(np.float64)
+    outward = (above - middle) / np.linalg.norm(above - middle)
+    along = (ahead - behind) - outward * float((ahead - behind) @ outward)
+    turned = replace(lesion, rotation=frame_rotation(outward, along / np.linalg.norm(along)))
+    depth, *rest = turned.radii_mm
+    turned = replace(turned, radii_mm=triple((min(depth / turned.surface.fit, max(rest)), *rest)))
+    far = np.arange(0.0, 60.0, 0.5)
+    way = (middle + far[:, None] * outward).astype(np.float32)
+    wall = far[(anatomy.tube_ratio(anatomy.tubes[lesion.organ], way) >= 1).argmax()] - 0.25
+    tip = float(turned.surface.along(outward[None])[0])
+    return replace(turned, centre_mm=triple(middle + outward * (wall + lesion.reach_mm - tip)))
 
 
 def sample_tumor(
@@ -190,38 +204,30 @@ def sample_tumor(
     """
     sections = SECTIONS[organ]
     name, first, last = sections[rng.integers(len(sections))]
-    reach, turned = 0.0, random_rotation(rng, 40)
-    if organ == "liver":
-        canonical = (
-            _place_on_livers_edge(rng, anatomy, name, size) if edge else _place_liver(rng, anatomy, name)
-        )
-        radii = triple(size / 2 * np.array([1.0, rng.uniform(0.75, 1.0), rng.uniform(0.75, 1.0)]))
-    elif organ == "pancreas":
-        centre, radius, tangent = tube_frame(anatomy.tubes[organ], float(rng.uniform(first, last)))
-        across, chance = perpendicular(rng, tangent), rng.uniform(0, 0.5)
-        off = max(radius - size / 2 * (0.7 + 0.6 * chance), 0.5 * radius) if edge else radius * chance
-        canonical = centre + across * off
-        radii = triple(size / 2 * np.array([1.0, rng.uniform(0.75, 1.0), rng.uniform(0.75, 1.0)]))
-    else:
-        reach = float(rng.choice((0.5, rng.uniform(3, 5), rng.uniform(8, 11)), p=(0.4, 0.35, 0.25)))
-        if size < reach + _WALL_MM + 1:
-            reach = min(reach, 5.0)
-        canonical, radii, turned = _wall_geometry(
-            rng, anatomy.tubes[organ], float(rng.uniform(first, last)), size, reach
-        )
     density = str(rng.choice(DENSITIES, p=(0.5, 0.25, 0.25)))
-    sign = 1.0 if density == "hyperdense" else -1.0
-    return Lesion(
+    lesion = Lesion(
         kind=kind,
         organ=organ,
         substructure=name,
-        centre_mm=triple(anatomy.patient(canonical[None])[0]),
-        radii_mm=radii,
-        rotation=turned,
+        centre_mm=(0.0, 0.0, 0.0),
+        radii_mm=triple(size / 2 * np.array([1.0, rng.uniform(0.75, 1.0), rng.uniform(0.75, 1.0)])),
+        rotation=random_rotation(rng, 40),
         shape=str(rng.choice(SHAPES, p=(0.4, 0.35, 0.25))),
         boundary=str(rng.choice(BOUNDARIES, p=(0.55, 0.45))),
         density=density,
-        delta_hu=float(sign * rng.uniform(25, 60)),
-        reach_mm=reach,
+        delta_hu=float((1.0 if density == "hyperdense" else -1.0) * rng.uniform(25, 60)),
         phase=triple(rng.uniform(0, 2 * np.pi, 3)),
     )
+    if organ == "liver":
+        return _under_surface(rng, lesion, anatomy) if edge else _in_lobe(rng, lesion, anatomy)
+    centre, radius, tangent = tube_frame(anatomy.tubes[organ], float(rng.uniform(first, last)))
+    normal = perpendicular(rng, tangent)
+    if organ in SOLID:
+        chance = rng.uniform(0, 0.5)
+        off = max(radius - size / 2 * (0.7 + 0.6 * chance), 0.5 * radius) if edge else radius * chance
+        return replace(lesion, centre_mm=triple(anatomy.patient((centre + normal * off)[None])[0]))
+    reach = float(rng.choice((0.5, rng.uniform(3, 5), rng.uniform(8, 11)), p=(0.4, 0.35, 0.25)))
+    if size < reach + _WALL_MM + 1:
+        reach = min(reach, 5.0)
+    plaque = replace(lesion, radii_mm=_plaque(rng, size, radius, reach), reach_mm=reach)
+    return _through_wall(plaque, anatomy, centre, normal, tangent)

@@ -159,7 +159,20 @@ def lay(lesions: Sequence[Lesion], painted: Painted, grid: Grid) -> tuple[list[S
         index[mark.window][marked(mark)] = len(kept)
         if lesion.kind == "tumor":
             ill.add(lesion.organ)
-    return kept, index
+    return _unhidden(kept, index)
+
+
+def _unhidden(kept: list[Stamp], index: NDArray[np.uint8]) -> tuple[list[Stamp], NDArray[np.uint8]]:
+    """Without benign findings that later lesions cover for the most part."""
+    left = np.bincount(index.ravel(), minlength=len(kept) + 1)[1:]
+    shown = [
+        mark.lesion.kind not in BENIGN or 2 * count >= marked(mark).sum()
+        for mark, count in zip(kept, left, strict=True)
+    ]
+    if all(shown):
+        return kept, index
+    numbers = np.cumsum([0, *shown]) * [0, *shown]
+    return [mark for mark, seen in zip(kept, shown, strict=True) if seen], numbers.astype(np.uint8)[index]
 
 
 def _pushed(lesions: Sequence[Lesion], painted: Painted, grid: Grid) -> list[tuple[Lesion, tuple[int, ...]]]:

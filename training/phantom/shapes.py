@@ -177,6 +177,10 @@ class Tube:
         line: Array = out.astype(np.float32)
         return line
 
+    def radius(self, where: Array) -> Array:
+        """Radius in mm at parameters of the path, rings left out."""
+        return np.interp(where, np.linspace(0, 1, self.segments + 1), self.path[:, 3]).astype(np.float32)
+
     @cached_property
     def boxes(self) -> NDArray[np.float64]:
         """[segments, 3, 2] lowest and highest coordinate of each segment, with its radius."""

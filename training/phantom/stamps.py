@@ -6,10 +6,13 @@ from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import NDArray
+from scipy import ndimage
 
 from tumorchain_agent.training.phantom.anatomy import ORGAN_IDS, Painted, Tissue
+from tumorchain_agent.training.phantom.categories import THROUGH_MM
 from tumorchain_agent.training.phantom.lesions import SOLID, Lesion
-from tumorchain_agent.training.phantom.shapes import Array, Ellipsoid, Grid, Window
+from tumorchain_agent.training.phantom.shapes import Array, Grid, Window
+from tumorchain_agent.training.phantom.surface import waves
 
 INVADED_MM3 = 200.0
 """A tumour invades an organ when it takes up at least this much of it; less can't be seen."""
@@ -53,13 +56,8 @@ def lesion_window(lesion: Lesion, grid: Grid, reach: float) -> Window | None:
 
 def lesion_ratio(lesion: Lesion, grid: Grid, window: Window) -> Array:
     """[x, y, z] distance from the centre over the distance of the surface, waves included."""
-    x, y, z = _axes(grid, window)
-    ratio = Ellipsoid(lesion.centre_mm, lesion.radii_mm, lesion.rotation).ratio(x, y, z)
-    if lesion.shape == "round":
-        return ratio
-    waves, height = (1.9, 0.13) if lesion.shape == "lobulated" else (3.4, 0.2)
-    scaled: Array = ratio + (height * _waves(lesion, waves, x, y, z)).astype(np.float32)
-    return scaled
+    x, y, z = (axis - np.float32(c) for axis, c in zip(_axes(grid, window), lesion.centre_mm, strict=True))
+    return lesion.surface.ratio(x, y, z)
 
 
 def _axes(grid: Grid, window: Window) -> tuple[Array, Array, Array]:
@@ -67,19 +65,9 @@ def _axes(grid: Grid, window: Window) -> tuple[Array, Array, Array]:
     return x[:, None, None], y[None, :, None], z[None, None, :]
 
 
-def _waves(lesion: Lesion, waves: float, x: Array, y: Array, z: Array) -> Array:
-    """A field that swings ``waves`` times over the lesion's width."""
-    k = waves * 2 * np.pi / (2 * max(lesion.radii_mm))
-    a, b, c = lesion.phase
-    wave: Array = (
-        np.sin(k * x + a) * np.sin(k * y + b)
-        + np.sin(k * y + c) * np.sin(k * z + a)
-        + np.sin(k * z + b) * np.sin(k * x + c)
-    )
-    return wave
-
-
-def room(lesion: Lesion, labels: NDArray[np.uint8], tissue: NDArray[np.uint8]) -> NDArray[np.bool_]:
+def room(
+    lesion: Lesion, labels: NDArray[np.uint8], tissue: NDArray[np.uint8], grid: Grid
+) -> NDArray[np.bool_]:
     """Voxels that a lesion may take."""
     fat: NDArray[np.bool_] = (labels == 0) & (tissue == Tissue.FAT)
     if lesion.kind == "node" or lesion.organ == "peritoneum":
@@ -90,8 +78,11 @@ def room(lesion: Lesion, labels: NDArray[np.uint8], tissue: NDArray[np.uint8]) -
     host: NDArray[np.bool_] = labels == ORGAN_IDS[lesion.organ]
     if lesion.kind in ("cyst", "pancreatitis"):
         return host
-    if lesion.reach_mm >= 8 and lesion.organ not in SOLID and not lesion.compressing:
+    if lesion.reach_mm >= THROUGH_MM and lesion.organ not in SOLID and not lesion.compressing:
         return host | fat | np.isin(labels, INVADABLE)
+    if lesion.organ not in SOLID and lesion.reach_mm < THROUGH_MM:
+        half = min(grid.spacing) / 2
+        fat &= ndimage.distance_transform_edt(~host, grid.spacing) <= lesion.reach_mm + half
     return host | fat
 
 
@@ -102,9 +93,9 @@ def stamp(lesion: Lesion, painted: Painted, grid: Grid) -> Stamp | None:
         return None
     ratio = lesion_ratio(lesion, grid, window)
     labels, tissue = painted.labels[window], painted.tissue[window]
-    allowed = room(lesion, labels, tissue)
+    allowed = room(lesion, labels, tissue, grid)
     full = ratio < 1
-    expected = max(float(full.sum()), 4 / 3 * np.pi * float(np.prod(lesion.radii_mm)) / grid.voxel_mm3)
+    expected = max(float(full.sum()), lesion.surface.volume_mm3 / grid.voxel_mm3)
     share = float((full & allowed).sum()) / max(expected, 1.0)
     alpha = 1 / (1 + np.exp(np.clip((ratio - 1) / _SOFTNESS[lesion.boundary], -30, 30)))
     alpha = np.where(allowed, alpha, 0).astype(np.float32)
@@ -124,7 +115,8 @@ def _invaded(lesion: Lesion, taken: NDArray[np.uint8], grid: Grid) -> tuple[int,
 
 def _strand(mark: Stamp, fat: NDArray[np.bool_], axes: tuple[Array, Array, Array]) -> None:
     """Streaks of fluid in the fat that fade out from the gland."""
-    streaks = np.clip(0.5 + 0.8 * _waves(mark.lesion, 5.0, *axes), 0, 1)
+    lesion = mark.lesion
+    streaks = np.clip(0.5 + 0.8 * waves(lesion.phase, 5.0, max(lesion.radii_mm), *axes), 0, 1)
     soaked = np.clip((2.3 - mark.ratio) / 1.3, 0, 1) * (0.25 + 0.75 * streaks) * _STRANDING
     mark.alpha = np.where(fat, soaked, mark.alpha).astype(np.float32)
     mark.stranded = fat
