@@ -8,6 +8,9 @@ from tumorchain_agent.tools.organs import display_name
 
 ATTENTION: Final = "The question requires greater attention to"
 """Eq. 5, followed by the organ."""
+WITHOUT_IIR: Final = "Answer from the whole scan alone."
+WITHOUT_COT: Final = "Give the answer only."
+"""Appended to a question: the LLM is trained with and without IIR and CoT, and knows by these what is wanted."""
 
 
 def attention_text(organ: str) -> str:
@@ -26,6 +29,11 @@ def zoom_text(organ: str, side_mm: float) -> str:
 def absent_text(organ: str) -> str:
     """What the LLM is told of an organ that the scan doesn't hold; a line of its own."""
     return f"{display_name(organ)} is not in the scan; not assessed\n"
+
+
+def in_mode(question: str, *, iir: bool = True, cot: bool = True) -> str:
+    """The question as it is put to the LLM with or without IIR and CoT; as it stands with both."""
+    return " ".join([question, *([] if iir else [WITHOUT_IIR]), *([] if cot else [WITHOUT_COT])])
 
 
 def tokenless_text(organ: str) -> str:

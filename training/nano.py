@@ -20,7 +20,7 @@ from tumorchain_agent.model.config import VisionConfig
 from tumorchain_agent.model.llm import build_llm, llm_config
 from tumorchain_agent.model.tokenizer import build_nano_tokenizer
 from tumorchain_agent.model.vision import VisionTower
-from tumorchain_agent.model.wording import absent_text, attention_text, zoom_text
+from tumorchain_agent.model.wording import WITHOUT_COT, WITHOUT_IIR, absent_text, attention_text, zoom_text
 from tumorchain_agent.tools.distribution import Statistics, fit_ranges, volume_statistics
 from tumorchain_agent.tools.preprocess import Preprocessing, preprocess
 from tumorchain_agent.tools.scan import open_ct
@@ -32,13 +32,12 @@ from tumorchain_agent.training.phantom.export import write_cohort
 from tumorchain_agent.training.phantom.patient import ORGANS, Truth
 from tumorchain_agent.training.phantom.text import QUESTIONS, compose
 from tumorchain_agent.training.phantom.volume import Pool, make_pool
+from tumorchain_agent.training.seeds import DISTRIBUTION_SEED, TRAINING_SEED, VALIDATION_SEED
 from tumorchain_agent.training.targets import PhantomStream, stack
 from tumorchain_agent.training.tasks import SUBTASKS
 from tumorchain_agent.training.vision_stage import VisionModel, VisionStageConfig, train_vision
 
 log = logging.getLogger(__name__)
-VALIDATION_SEED, TRAINING_SEED, DISTRIBUTION_SEED = 900_000, 1_000_000, 3_000_000
-"""First seeds of anatomies to validate on, to train on, and to describe the training distribution with."""
 
 
 class NanoConfig(BaseModel):
@@ -132,6 +131,7 @@ def corpus(cases: list[TokenCase], seed: int = 0) -> list[str]:
         for subtask in SUBTASKS:
             sample = compose(rng, case.truth, subtask, case.suspicion)
             texts += [sample.question, *sample.texts]
+    texts += [WITHOUT_IIR, WITHOUT_COT] * (len(texts) // 20)
     return texts
 
 

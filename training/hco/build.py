@@ -14,7 +14,7 @@ from tumorchain_agent.model.config import VisionConfig
 from tumorchain_agent.model.llm import build_llm
 from tumorchain_agent.model.tokenizer import build_nano_tokenizer
 from tumorchain_agent.model.vision import VisionTower
-from tumorchain_agent.model.wording import absent_text, attention_text, zoom_text
+from tumorchain_agent.model.wording import WITHOUT_COT, WITHOUT_IIR, absent_text, attention_text, zoom_text
 from tumorchain_agent.training.hco.config import Model, TrainConfig
 from tumorchain_agent.training.hco.dense import DenseHeads
 from tumorchain_agent.training.hco.engine import Engine, build_engine
@@ -29,13 +29,12 @@ from tumorchain_agent.training.hco.trainer import Run
 from tumorchain_agent.training.phantom.patient import ORGANS
 from tumorchain_agent.training.phantom.text import QUESTIONS
 from tumorchain_agent.training.phantom.volume import make_pool
+from tumorchain_agent.training.seeds import TRAINING_SEED, VALIDATION_SEED
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerFast
 
 log = logging.getLogger(__name__)
-TRAINING_SEED, VALIDATION_SEED = 1_000_000, 900_000
-"""First seeds of the anatomies to train and to validate on."""
 CORPUS_SCANS: Final = 200
 CORPUS_RECORDS: Final = 5000
 """From which a tokenizer is made where none is given."""
@@ -139,7 +138,7 @@ def corpus(source: Source, config: TrainConfig) -> list[str]:
             for pick in range(12):
                 item = of_phantom(drawn, [config.seed, scan * 12 + pick], None, "")
                 texts += [item.question, *item.texts, item.answer, item.caption]
-    return texts
+    return texts + [WITHOUT_IIR, WITHOUT_COT] * (len(texts) // 20)
 
 
 def build_model(config: TrainConfig, tokenizer: PreTrainedTokenizerFast) -> JointModel:

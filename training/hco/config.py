@@ -15,6 +15,7 @@ from tumorchain_agent.errors import InputError
 from tumorchain_agent.model.config import EncoderConfig, Size, VitConfig
 from tumorchain_agent.tools.zoom import Zoom
 from tumorchain_agent.training.data.policy import OnBadData
+from tumorchain_agent.training.modes import ModeOdds
 
 Form = Literal["vision", "align", "instruct", "cot"]
 LENGTHS = ("steps", "epochs", "minutes")
@@ -66,10 +67,9 @@ class Stage(_Part):
     own_tokens: int = Field(default=48, gt=0)
     zoom_share: float = Field(default=0.0, ge=0, le=1)
     """With ``zoom``, of form ``vision``: share of the scans that are seen as the crop of an organ."""
-    iir: bool = True
-    """Off: no organ is examined; the answer comes in one round (ablation)."""
-    cot: bool = True
-    """Off: the last round says only the answer (ablation)."""
+    modes: ModeOdds = ModeOdds()
+    """Of ``instruct`` and ``cot``: with and without IIR and CoT, told by the question's words. The default trains all
+    in one model; an ablation by training gives one mode all the odds."""
 
     @model_validator(mode="after")
     def _lasts(self) -> Self:

@@ -29,6 +29,7 @@ from tumorchain_agent.training.hco.samples import (
 )
 from tumorchain_agent.training.hco.scans import ScanData, TokenCache
 from tumorchain_agent.training.hco.sources import abnormal_organs
+from tumorchain_agent.training.modes import FULL, Mode
 from tumorchain_agent.training.phantom.patient import ORGANS
 
 if TYPE_CHECKING:
@@ -122,8 +123,7 @@ class Feeder:
         return replace(prepared, crop_tokens=self._crop_tokens(each, prepared.shown_crops))
 
     def _conversation(self, item: Item, scan: ScanData) -> Encoded:
-        stage = self.stage
-        found = turns(item, stage.form, scan.coverage, present=scan.present, iir=stage.iir, cot=stage.cot)
+        found = turns(item, self.stage.form, scan.coverage, present=scan.present)
         sides_mm = {organ: crop.side_mm for organ, crop in scan.crops.items()}
         own = {organ: crop.coverage[organ] for organ, crop in scan.crops.items()}
         shown = with_zoom(found, sides_mm)
@@ -140,14 +140,22 @@ class Feeder:
         return {organ: known[organ] if organ in known else encoded[each.crop_key(organ)] for organ in organs}
 
     def items(self, each: Loaded) -> Iterator[Item | BadSample]:
-        """The questions of a unit."""
-        scan = _scan(each)
+        """The questions of a unit, each in a mode of its own."""
+        scan, modes = _scan(each), [self._mode(each, pick) for pick in each.unit.picks]
         if each.records:
-            yield from (of_record(record, scan) for record in each.records)
+            for record, mode in zip(each.records, modes, strict=True):
+                yield of_record(record, scan, mode)
             return
         suspicion = self._suspicion(each)
-        for pick in each.unit.picks:
-            yield of_phantom(scan, [self.config.seed, pick], suspicion, f"{scan.name}/{pick}")
+        for pick, mode in zip(each.unit.picks, modes, strict=True):
+            yield of_phantom(scan, [self.config.seed, pick], suspicion, f"{scan.name}/{pick}", mode)
+
+    def _mode(self, each: Loaded, pick: int) -> Mode:
+        """By seed, unit and question; ``instruct`` is without reasoning, and findings alone are in no mode."""
+        if self.stage.form not in ("instruct", "cot"):
+            return FULL
+        drawn = self.stage.modes.draw(np.random.default_rng([37, self.config.seed, each.number, pick]))
+        return replace(drawn, cot=drawn.cot and self.stage.form == "cot")
 
     def _suspicion(self, each: Loaded) -> dict[str, float] | None:
         """p(abnormal) of the five organs by Cls as it is now, where that is wanted and tokens are known."""
@@ -167,10 +175,12 @@ class Feeder:
     def _own(self, each: Loaded, items: list[Item]) -> list[Item]:
         """The items, some with the model's own first round; which ones depends on seed and unit alone."""
         stage = self.stage
-        if stage.form != "cot" or not stage.iir or stage.own_first_rounds == 0:
+        if stage.form != "cot" or stage.own_first_rounds == 0:
             return items
         rng = np.random.default_rng([29, self.config.seed, each.number])
-        chosen = [k for k in range(len(items)) if rng.random() < stage.own_first_rounds]
+        chosen = [
+            k for k, item in enumerate(items) if rng.random() < stage.own_first_rounds and len(item.texts) > 1
+        ]
         if not chosen:
             return items
         samplings = [
