@@ -100,7 +100,7 @@ class JointModel(nn.Module):
         return found.float()
 
     def embeds(self, tokens: Tensor, row: Row) -> Tensor:
-        """What the LLM reads: [positions, hidden], evidence mixed from vision tokens [scans · 2048, C] and projected."""
+        """What the LLM reads, [positions, hidden]: text, and evidence mixed from vision tokens [scans · 2048, C]."""
         embeds = self.llm.get_input_embeddings()(row.ids)
         evidence = mixed(tokens, row.cells, row.groups, row.weights, len(row.places))
         projected = self.tower.project(_like(evidence, self.tower.projector)).to(embeds.dtype)
