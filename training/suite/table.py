@@ -126,6 +126,8 @@ def tumor_table(result: SuiteResult) -> Table:
     for k, stratum in enumerate(named[0][1].strata):
         picks.append((f"called a tumor, {stratum.name}", _of_stratum(k, "present")))
         picks.append((f"organ right, {stratum.name}", _of_stratum(k, "organ")))
+    for k, case in enumerate(named[0][1].hard):
+        picks.append((f"organ or none right, {case.name}", _of_hard(k)))
     rows = []
     for title, pick in picks:
         rates = [pick(each) for _, each in named]
@@ -141,6 +143,10 @@ def _of_stratum(k: int, what: str) -> Callable[[TumorRates], Rate]:
         return rate
 
     return pick
+
+
+def _of_hard(k: int) -> Callable[[TumorRates], Rate]:
+    return lambda rates: rates.hard[k].right
 
 
 def grounding_table(model: ModelResult) -> Table:
