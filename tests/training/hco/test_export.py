@@ -24,11 +24,6 @@ from tumorchain_agent.training.hco.resume import Checkpoints
 from tumorchain_agent.training.hco.trainer import Run, _StageRun, _Stop, train
 
 
-@pytest.fixture(scope="module")
-def records(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return tiny.cohort(tmp_path_factory.mktemp("cohort"))
-
-
 def test_the_exported_folder_is_the_model_that_was_trained(records: Path, tmp_path: Path) -> None:
     run = build(tiny.config(records, stage={"steps": 2}), tmp_path / "out")
     place = train(run)
@@ -64,10 +59,7 @@ def imported(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder / "start"
 
 
-@pytest.mark.parametrize(
-    ("trained", "left"),
-    [(("projector", "cls", "llm"), ()), (("projector",), ("cls",)), (("llm",), ("projector", "cls"))],
-)
+@pytest.mark.parametrize(("trained", "left"), [(("projector", "cls", "llm"), ()), (("projector",), ("cls",))])
 def test_a_trained_checkpoint_names_as_untrained_only_what_no_stage_has_trained(
     trained: tuple[str, ...], left: tuple[str, ...], records: Path, imported: Path, tmp_path: Path
 ) -> None:

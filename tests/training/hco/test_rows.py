@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from functools import cache
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -96,20 +97,20 @@ def questions(
     ]
 
 
+@cache
 def volumes() -> Tensor:
     return torch.rand(2, 1, 32, 256, 256, generator=torch.Generator().manual_seed(7))
 
 
 def alone(
     model: JointModel,
-    coverages: list[dict[str, NDArray[np.float32]]],
+    tokens: Tensor,
+    coverage: dict[str, NDArray[np.float32]],
     tokenizer: PreTrainedTokenizerFast,
-    scan: int,
     number: int,
     organs: tuple[str, ...],
 ) -> tuple[Tensor, int]:
-    """Summed cross-entropy of one conversation, laid out and encoded as inference does."""
-    tokens = model.tower.encode(volumes()[scan : scan + 1])[0]
+    """Summed cross-entropy of one conversation, laid out as inference does, from its scan's tokens."""
     messages = []
     for turn in turns(number, organs):
         parts: list[Part] = []
@@ -119,7 +120,7 @@ def alone(
             elif part.organ is None:
                 parts.append(model.tower.project(global_pool(tokens)))
             else:
-                parts.append(model.tower.project(roi_tokens(tokens, coverages[scan][part.organ]).tokens))
+                parts.append(model.tower.project(roi_tokens(tokens, coverage[part.organ]).tokens))
         messages.append(Message(turn.role, tuple(parts)))
     pieces = render(messages, tokenizer, add_generation_prompt=False)
     inputs = to_inputs(pieces, model.llm.get_input_embeddings())
@@ -136,12 +137,12 @@ def losses_alone(
         (0, 0, ("liver",)), (0, 1, ("liver", "stomach")), (0, 2, ("stomach",)),
         (1, 0, ("pancreas",)), (1, 2, ("liver",)),
     )  # fmt: skip
-    found = [alone(model, coverages, tokenizer, *one) for one in asked]
+    tokens = [model.tower.encode(volumes()[scan : scan + 1])[0] for scan in range(2)]
+    found = [alone(model, tokens[scan], coverages[scan], tokenizer, n, organs) for scan, n, organs in asked]
     cls = torch.zeros(())
     for scan, truth in enumerate(ABNORMAL):
-        tokens = model.tower.encode(volumes()[scan : scan + 1])[0]
         for organ, label in truth.items():
-            logits = model.tower.classify(mean_roi(tokens, coverages[scan][organ]))
+            logits = model.tower.classify(mean_roi(tokens[scan], coverages[scan][organ]))
             cls = cls + F.cross_entropy(logits[None], torch.tensor([label]))
     return Sums(torch.stack([text for text, _ in found]).sum(), sum(count for _, count in found), cls, 4)
 

@@ -250,10 +250,11 @@ def test_an_organ_is_not_said_to_be_missing_where_no_label_map_tells() -> None:
     assert isinstance(of_record(absent, ScanData("s", None, {}, None)), Item)
 
 
-def test_the_models_first_round_is_what_it_says_to_the_graphs_first_message(tmp_path: Path) -> None:
-    records = tiny.cohort(tmp_path / "cohort")
+def test_the_models_first_round_is_what_it_says_to_the_graphs_first_message(
+    records: Path, tmp_path: Path
+) -> None:
     run = build(tiny.config(records, stage={"steps": 1}), tmp_path / "out")
-    train(run)
+    train(tiny.steps_only(run))
     tokens = torch.randn(2048, 16, generator=torch.Generator().manual_seed(0))
     samplings = [Sampling(0.0, 1.0, 8), Sampling(0.0, 1.0, 8)]
     both = first_rounds(run.model, run.tokenizer, tokens, ["One?", "Two?"], samplings)

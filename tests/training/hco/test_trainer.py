@@ -31,11 +31,6 @@ from tumorchain_agent.training.hco.resume import Checkpoints
 from tumorchain_agent.training.hco.trainer import Run, train
 
 
-@pytest.fixture(scope="module")
-def records(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return tiny.cohort(tmp_path_factory.mktemp("cohort"), questions=4)
-
-
 def weights(run: Run) -> dict[str, Tensor]:
     return {name: value.detach().clone() for name, value in run.model.state_dict().items()}
 
@@ -53,7 +48,7 @@ def gradients(run: Run, monkeypatch: pytest.MonkeyPatch) -> list[list[Tensor]]:
     return found
 
 
-@pytest.mark.parametrize("questions", [1, 4])
+@pytest.mark.parametrize("questions", [pytest.param(1, marks=pytest.mark.slow), 4])
 def test_eight_passes_of_one_sample_are_one_pass_of_eight(
     questions: int, records: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -62,7 +57,7 @@ def test_eight_passes_of_one_sample_are_one_pass_of_eight(
     for batch, accumulation in shapes:
         changes: dict[str, Any] = {"batch": batch, "accumulation": accumulation, "encoder": tiny.VIT}
         config = tiny.config(records, questions_per_scan=questions, **changes, stage={"steps": 1})
-        run = build(config, tmp_path / f"{batch}")
+        run = tiny.steps_only(build(config, tmp_path / f"{batch}"))
         steps = gradients(run, monkeypatch)
         train(run)
         found.append(steps[0])
@@ -72,6 +67,7 @@ def test_eight_passes_of_one_sample_are_one_pass_of_eight(
         assert torch.allclose(a, b, rtol=1e-4, atol=2e-6 * largest)
 
 
+@pytest.mark.slow
 def test_the_nano_encoders_gradients_depend_on_the_division_of_scans_by_rounding_alone() -> None:
     torch.manual_seed(0)
     encoder = NanoEncoderConfig(width=8, stem=(4, 4, 8), heads=1, peaks=2, global_layers=1).build().double()
@@ -96,8 +92,9 @@ def test_bf16_weights_of_the_nano_encoder_are_refused_on_a_cpu_before_anything_i
     assert not (tmp_path / "out").exists()
 
 
+@pytest.mark.slow
 def test_a_resumed_training_is_bit_for_bit_the_uninterrupted_one(records: Path, tmp_path: Path) -> None:
-    config = tiny.config(records, stage={"steps": 5, "own_first_rounds": 0.5, "own_tokens": 4})
+    config = tiny.config(records, stage={"steps": 4, "own_first_rounds": 0.5, "own_tokens": 3})
     whole = build(config, tmp_path / "whole")
     train(whole)
     first = build(config, tmp_path / "parts")
@@ -106,7 +103,7 @@ def test_a_resumed_training_is_bit_for_bit_the_uninterrupted_one(records: Path, 
         train(first)
     second = build(config, tmp_path / "parts")
     place = train(second)
-    assert place.total_steps == 5
+    assert place.total_steps == 4
     there, here = weights(whole), weights(second)
     assert all(torch.equal(there[name], here[name]) for name in there)
     ids = [read_info(tmp_path / name / "last").checkpoint_id for name in ("whole", "parts")]
@@ -127,14 +124,14 @@ def _interrupt_after(run: Run, steps: int) -> None:
 
 def test_muon_and_the_frozen_encoders_tokens_resume_bit_for_bit_too(records: Path, tmp_path: Path) -> None:
     stage = {"rates": {"projector": 1e-3, "cls": 1e-3, "llm": 1e-3}, "optimizer": "muon"}
-    config = tiny.config(records, stage=stage | {"steps": 4, "schedule": "trapezoid"})
-    whole = build(config, tmp_path / "whole")
+    config = tiny.config(records, stage=stage | {"steps": 3, "schedule": "trapezoid"})
+    whole = tiny.steps_only(build(config, tmp_path / "whole"))
     train(whole)
-    first = build(config, tmp_path / "parts")
+    first = tiny.steps_only(build(config, tmp_path / "parts"))
     _interrupt_after(first, 2)
     with pytest.raises(Cancelled):
         train(first)
-    second = build(config, tmp_path / "parts")
+    second = tiny.steps_only(build(config, tmp_path / "parts"))
     train(second)
     there, here = weights(whole), weights(second)
     assert all(torch.equal(there[name], here[name]) for name in there)
@@ -147,7 +144,7 @@ def test_each_stage_trains_what_it_says_and_nothing_else(records: Path, tmp_path
         common | {"name": "align", "form": "align", "rates": {"projector": 1e-3}},
         common | {"name": "instruct", "form": "instruct", "rates": {"projector": 1e-3, "llm": 1e-3}},
     ]
-    run = build(tiny.config(records, stages=stages), tmp_path / "out")
+    run = tiny.steps_only(build(tiny.config(records, stages=stages), tmp_path / "out"))
     seen = [weights(run)]
     usual = run.engine.end
 
@@ -167,7 +164,7 @@ def test_each_stage_trains_what_it_says_and_nothing_else(records: Path, tmp_path
 def test_a_loss_that_is_no_number_stops_with_the_samples_and_keeps_the_last_good_checkpoint(
     records: Path, tmp_path: Path
 ) -> None:
-    run = build(tiny.config(records, stage={"steps": 4}), tmp_path / "out")
+    run = tiny.steps_only(build(tiny.config(records, stage={"steps": 4}), tmp_path / "out"))
     usual, count = run.engine.forward, iter(range(1000))
     names: list[str] = []
 
@@ -185,7 +182,7 @@ def test_a_loss_that_is_no_number_stops_with_the_samples_and_keeps_the_last_good
     assert all(name in str(error.value) for name in names)
     assert "step-00000002 is the last good checkpoint" in str(error.value)
     assert [path.name for path in Checkpoints(run.out, 2).found()] == ["step-00000002"]
-    again = build(run.config, run.out)
+    again = tiny.steps_only(build(run.config, run.out))
     assert train(again).total_steps == 4
     assert all(bool(torch.isfinite(value).all()) for value in again.model.state_dict().values())
 
@@ -204,7 +201,7 @@ def small_files() -> Iterator[None]:
 def test_a_full_disk_leaves_the_last_good_checkpoint_as_the_latest(
     records: Path, tmp_path: Path, request: pytest.FixtureRequest
 ) -> None:
-    run = build(tiny.config(records, stage={"steps": 4}), tmp_path / "out")
+    run = tiny.steps_only(build(tiny.config(records, stage={"steps": 4}), tmp_path / "out"))
     usual, count = run.engine.save, iter(range(1000))
 
     def save(folder: Path) -> None:
@@ -222,11 +219,13 @@ def test_a_full_disk_leaves_the_last_good_checkpoint_as_the_latest(
     assert [path.name for path in checkpoints.folder.iterdir()] == ["step-00000002"]
 
 
+@pytest.mark.slow
 def test_workers_read_what_this_process_would_and_progress_is_told_in_lines(
     records: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     path = tmp_path / "tiny.yaml"
-    path.write_text(yaml.safe_dump(tiny.settings(records, stage={"steps": 2})), encoding="utf-8")
+    settings = tiny.settings(records, stage={"steps": 2}, validation_units=2)
+    path.write_text(yaml.safe_dump(settings), encoding="utf-8")
     ids = []
     for workers in (0, 2):
         changes = ["--set", f"data.workers={workers}", "--set", "stages.cot.own_first_rounds=0"]
@@ -270,7 +269,7 @@ def test_bad_data_in_the_middle_of_an_epoch_is_skipped_named_and_counted(
     records = bad_cohort(tmp_path / "cohort")
     config = tiny.config(records, data={"on_bad": "skip"}, stage={"steps": 6})
     with caplog.at_level(logging.WARNING):
-        place = train(build(config, tmp_path / "out"))
+        place = train(tiny.steps_only(build(config, tmp_path / "out")))
     assert place.samples == 8
     told = next(r.message for r in caplog.records if "epoch ended" in r.message)
     assert "4 of 12 samples are bad" in told
@@ -289,10 +288,12 @@ def test_a_frozen_encoders_cached_tokens_train_as_the_live_encoder_does(
     records: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     rates = {"projector": 1e-3, "cls": 1e-3, "llm": 1e-3}
-    run = build(tiny.config(records, stage={"steps": 1, "rates": rates}), tmp_path / "cached")
+    run = tiny.steps_only(
+        build(tiny.config(records, stage={"steps": 1, "rates": rates}), tmp_path / "cached")
+    )
     cached = gradients(run, monkeypatch)
     train(run)
-    live_run = build(run.config, tmp_path / "live")
+    live_run = tiny.steps_only(build(run.config, tmp_path / "live"))
     live = gradients(live_run, monkeypatch)
     usual = live_run.engine.start
 
@@ -310,7 +311,7 @@ def test_a_frozen_encoders_cached_tokens_train_as_the_live_encoder_does(
 
 def test_a_second_run_reads_the_tokens_and_not_the_volume(records: Path, tmp_path: Path) -> None:
     rates = {"projector": 1e-3}
-    run = build(tiny.config(records, stage={"steps": 4, "rates": rates}), tmp_path / "out")
+    run = tiny.steps_only(build(tiny.config(records, stage={"steps": 4, "rates": rates}), tmp_path / "out"))
     train(run)
     from tumorchain_agent.training.hco.batches import Order
     from tumorchain_agent.training.hco.scans import ScanData, TokenCache
@@ -330,6 +331,7 @@ def test_recomputed_layers_attend_within_rows_as_the_first_time(
     found = []
     for on in (False, True):
         run = build(tiny.config(records, checkpointing=on, stage={"steps": 1}), tmp_path / str(on))
+        run = tiny.steps_only(run)
         steps = gradients(run, monkeypatch)
         train(run)
         found.append(steps[0])

@@ -40,6 +40,7 @@ def cohort(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
+@pytest.mark.slow
 def test_the_same_seed_gives_the_same_bytes_in_another_process(cohort: Path, tmp_path: Path) -> None:
     code = (
         "from pathlib import Path; from tumorchain_agent.training.phantom.export import write_cohort;"

@@ -27,7 +27,7 @@ from tumorchain_agent.training.phantom.mimics import (
     sample_pancreatitis,
     sample_pseudocyst,
 )
-from tumorchain_agent.training.phantom.patient import KINDS, ORGANS, Case, generate, realise
+from tumorchain_agent.training.phantom.patient import KINDS, ORGANS, Case, realise
 from tumorchain_agent.training.phantom.shapes import Grid
 from tumorchain_agent.training.phantom.stamps import lesion_ratio, lesion_window, stamp
 from tumorchain_agent.training.targets import ATTRIBUTES, case_targets, lesion_classes
@@ -159,7 +159,7 @@ def test_a_lesion_deep_in_the_liver_is_not_at_the_edge() -> None:
 def test_a_share_of_small_tumours_is_at_the_edge_and_truth_says_so() -> None:
     rng = np.random.default_rng(12)
     small: list[Lesion] = []
-    while len(small) < 60:
+    while len(small) < 40:
         truth, marks = laid(rng, "liver")
         small += [m.lesion for m in marks if m.lesion.kind == "tumor" and m.lesion.size_mm < 20]
         if truth.organ:
@@ -232,7 +232,7 @@ def test_a_pseudocyst_is_fluid_in_a_wall_and_belongs_to_the_pancreas() -> None:
 def test_lung_and_peritoneal_metastases_are_where_they_belong() -> None:
     rng = np.random.default_rng(21)
     seen: dict[str, int] = {"lung": 0, "peritoneum": 0}
-    patients = 250
+    patients = 90
     for k in range(patients):
         plan, grid, painted = painted_patient(70 + k % 6)
         lesions = sample_disease(rng, plan.anatomy, ORGANS[k % 5], painted, grid)
@@ -265,11 +265,13 @@ def test_no_node_touches_another() -> None:
 
 
 def test_metastases_outside_the_five_organs_have_no_class_of_an_organ() -> None:
-    for number in range(200):
-        case = generate(number, (6.0, 6.0, 10.0), organ="pancreas")
-        strange = [lesion for lesion in case.lesions if lesion.organ in ("lung", "peritoneum")]
-        if strange:
-            break
+    plan, grid, painted = painted_patient(70)
+    rng = np.random.default_rng(23)
+    strange: list[Lesion] = []
+    while not strange:
+        lesions = sample_disease(rng, plan.anatomy, "pancreas", painted, grid)
+        strange = [lesion for lesion in lesions if lesion.organ in ("lung", "peritoneum")]
+    case = realise(replace(plan, lesions=tuple(lesions)), grid, copied(painted))
     classes = lesion_classes(strange[0])
     assert (classes["organ"], classes["section"], classes["reach"]) == (-1, -1, -1)
     assert classes["kind"] == ATTRIBUTES["kind"].index("metastasis")
