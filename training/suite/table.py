@@ -42,7 +42,8 @@ ROW_TITLES: Final = {
 NOTES: Final = (
     "Accuracy in %, 95 % bootstrap intervals by patient; below it the difference to the first column in points, on the "
     "same patients.",
-    "Modes are ways of asking the same weights: a model is trained in all four, and told by the question's words.",
+    "Modes are ways of asking the same weights, which are trained in all four and told by the question's words; a "
+    "model that wasn't trained in a mode can't be read in it.",
     "An answer that can't be read is wrong. Text only: the same model with zeros in place of all tokens of the image. "
     "Majority class: the commonest answer of each subtask in this very cohort.",
     "A report is scored by the share of organ, size, T, N and M that is right.",
