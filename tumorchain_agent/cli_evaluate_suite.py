@@ -73,6 +73,10 @@ def _plan(args: argparse.Namespace) -> Plan:
 
     if args.ablate and (args.no_iir or args.no_cot):
         raise InputError("--ablate asks in all modes: leave out --no-iir and --no-cot")
+    if args.seed is not None and args.seed < HELD_OUT_SEED:
+        raise InputError(
+            f"--seed {args.seed}: phantoms before {HELD_OUT_SEED} are trained or chosen with; begin at that or later"
+        )
     modes = tuple(MODES.values()) if args.ablate else (Mode(iir=not args.no_iir, cot=not args.no_cot),)
     cohort = Cohort(
         patients=args.patients or PATIENTS,

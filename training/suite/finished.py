@@ -54,6 +54,11 @@ class PatientFacts(Record):
     organ: str | None
     size_mm: float
     edge: bool
+    """Small, and at its organ's surface."""
+    pushes: bool
+    """The tumor pushes a neighbour aside."""
+    mimic: bool
+    """There is a benign finding that looks like a tumor."""
 
 
 class Answers(Finished):
@@ -101,13 +106,19 @@ class Pairs(Finished):
     """A patient with a tumor and its counterfactuals, all asked the same."""
 
     kind: Literal["pairs"] = "pairs"
+    mode: str
     variants: tuple[Pair, ...]
+
+    @property
+    def key(self) -> tuple[str, ...]:
+        return (*super().key, self.mode)
 
 
 class Swap(Finished):
     """A patient asked about an organ with its own tokens and with a partner's."""
 
     kind: Literal["swap"] = "swap"
+    mode: str
     partner: int
     organ: str
     own: str | None
@@ -118,7 +129,7 @@ class Swap(Finished):
 
     @property
     def key(self) -> tuple[str, ...]:
-        return (*super().key, str(self.partner), self.organ)
+        return (*super().key, self.mode, str(self.partner), self.organ)
 
 
 _KINDS: dict[str, type[Finished]] = {

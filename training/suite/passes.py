@@ -44,14 +44,14 @@ class ModelPasses:
             columns,
             lines,
         )
-        self.run = Run(asker.info.checkpoint_id, cohort.masks, settings.max_rounds)
+        self.run = Run(asker.info.checkpoint_id, cohort.masks, settings.max_rounds, columns[0].mode)
         self.making = Making(asker.served.preprocessing, counterfactuals=cohort.grounding)
         self._scans: dict[int, EncodedScan] = {}
 
     def all(self, advance: Advance, workers: int) -> None:
         """Do whatever isn't finished yet."""
         self.ask(advance, workers)
-        if self.cohort.grounding:
+        if self.cohort.grounding and self.run.mode.iir:
             self.swap(advance, workers)
         self._scans.clear()
         self.probe(advance, workers)
@@ -75,7 +75,7 @@ class ModelPasses:
         key = self.run.key(seed)
         if self.lines.get(Features, *key) is None or self._missing(seed):
             return True
-        return self._wants_pairs(seed) and self.lines.get(Pairs, *key) is None
+        return self._wants_pairs(seed) and self.lines.get(Pairs, *key, self.run.mode_name) is None
 
     def _missing(self, seed: int) -> list[Column]:
         return [c for c in self.columns if self.lines.get(Answers, *self.run.key(seed), c.name) is None]
@@ -91,14 +91,14 @@ class ModelPasses:
         seed = scans[0].truth.seed
         if self.cohort.grounding:
             self._scans[seed] = scans[0]
-        pairs = len(scans) > 1 and self.lines.get(Pairs, *self.run.key(seed)) is None
+        pairs = len(scans) > 1 and self.lines.get(Pairs, *self.run.key(seed), self.run.mode_name) is None
         return PatientWork(self.run, scans[0], scans if pairs else (), self._missing(seed))
 
     def _finish(self, works: Sequence[PatientWork]) -> None:
         self.asker.answer([talk for work in works for talk in work.all_talks()])
         for work in works:
             known = self.lines.get(Features, *self.run.key(work.scan.truth.seed))
-            self.lines.add(*work.lines(), known or features_of(self.run, work.scan))
+            self.lines.add(*work.lines(), *([] if known else [features_of(self.run, work.scan)]))
 
     def swap(self, advance: Advance, workers: int) -> None:
         """Patients with a tumor of an organ against partners without one, both ways."""
@@ -127,7 +127,8 @@ class ModelPasses:
 
     def _swap_unfinished(self, ill: int, well: int, organ: str) -> bool:
         ways = ((ill, well), (well, ill))
-        return any(self.lines.get(Swap, *self.run.key(a), str(b), organ) is None for a, b in ways)
+        mode = self.run.mode_name
+        return any(self.lines.get(Swap, *self.run.key(a), mode, str(b), organ) is None for a, b in ways)
 
     def probe(self, advance: Advance, workers: int) -> None:
         """Features of the patients that a probe learns from."""

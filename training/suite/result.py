@@ -41,6 +41,13 @@ class Stratum(Record):
     """Share whose organ was right."""
 
 
+class HardCase(Record):
+    """One of the paper's error types (13.2)."""
+
+    name: str
+    right: Rate
+
+
 class TumorRates(Record):
     """Is there a tumor, and in which organ, from the subtask ``organ``."""
 
@@ -51,6 +58,7 @@ class TumorRates(Record):
     """Tumors of 2 cm and more that were called one."""
     organ_2cm: Rate
     strata: tuple[Stratum, ...]
+    hard: tuple[HardCase, ...]
 
 
 class ColumnResult(Record):

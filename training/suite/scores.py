@@ -15,6 +15,7 @@ from tumorchain_agent.training.suite.finished import Answered, Answers, Pairs, P
 from tumorchain_agent.training.suite.patients import LARGE_MM, Variant
 from tumorchain_agent.training.suite.result import (
     Cell,
+    HardCase,
     Interval,
     PairRates,
     Rate,
@@ -27,6 +28,12 @@ from tumorchain_agent.training.tasks import SUBTASKS, TASKS
 DRAWS: Final = 2000
 STRATA: Final = ("< 2 cm", "2-4 cm", "> 4 cm")
 AVERAGE: Final = "average"
+HARD: Final[dict[str, Callable[[PatientFacts], bool]]] = {
+    "healthy with a benign mimic": lambda fact: fact.organ is None and fact.mimic,
+    "under 2 cm at the organ's edge": lambda fact: fact.edge,
+    "pushing a neighbour aside": lambda fact: fact.pushes,
+}
+"""The paper's error types: false positives, small lesions missed, and a healthy organ taken for the ill one."""
 Array = NDArray[np.float64]
 Sums = tuple[Array, Array]
 """Points and questions of each patient, [patients] or [patients, rows]."""
@@ -182,6 +189,10 @@ def tumor_rates(
             )
             for k, name in enumerate(STRATA)
         ),
+        hard=tuple(
+            HardCase(name=name, right=bootstrap.rate(sums(counted, _right_organ)))
+            for name, counted in HARD.items()
+        ),
     )
 
 
@@ -199,7 +210,7 @@ def _called_well(_: PatientFacts, read: str | None) -> bool:
 
 
 def _right_organ(fact: PatientFacts, read: str | None) -> bool:
-    return read == fact.organ
+    return read == (fact.organ or NONE)
 
 
 def best_organ(facts: Sequence[PatientFacts]) -> list[str | None]:

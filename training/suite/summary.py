@@ -121,17 +121,19 @@ class _Known:
     def beside(self, title: str, info: CheckpointInfo, bootstrap: Bootstrap) -> ModelResult:
         """What there is of a model beside the questions."""
         cohort = self.plan.cohort
-        cases = swap_cases(self._of(Features, info, cohort.seeds)) if cohort.grounding else []
+        mode = self.plan.columns(0)[0]
+        swapping = cohort.grounding and mode.mode.iir
+        cases = swap_cases(self._of(Features, info, cohort.seeds)) if swapping else []
         swaps = [
             line
             for ill, well, organ in cases
             for own, partner in ((ill, well), (well, ill))
-            for line in self._of(Swap, info, [own], str(partner), organ)
+            for line in self._of(Swap, info, [own], mode.name, str(partner), organ)
         ]
         return ModelResult(
             title=title,
             checkpoint_id=info.checkpoint_id,
-            pairs=pair_rates(self._of(Pairs, info, cohort.seeds)) if cohort.grounding else (),
+            pairs=pair_rates(self._of(Pairs, info, cohort.seeds, mode.name)) if cohort.grounding else (),
             swap=swap_rates(swaps),
             probes=self._probes(info, bootstrap),
         )

@@ -42,7 +42,8 @@ ROW_TITLES: Final = {
 NOTES: Final = (
     "Accuracy in %, 95 % bootstrap intervals by patient; below it the difference to the first column in points, on the "
     "same patients.",
-    "Modes are ways of asking the same weights: a model is trained in all four, and told by the question's words.",
+    "Modes are ways of asking the same weights, which are trained in all four and told by the question's words; a "
+    "model that wasn't trained in a mode can't be read in it.",
     "An answer that can't be read is wrong. Text only: the same model with zeros in place of all tokens of the image. "
     "Majority class: the commonest answer of each subtask in this very cohort.",
     "A report is scored by the share of organ, size, T, N and M that is right.",
@@ -126,6 +127,8 @@ def tumor_table(result: SuiteResult) -> Table:
     for k, stratum in enumerate(named[0][1].strata):
         picks.append((f"called a tumor, {stratum.name}", _of_stratum(k, "present")))
         picks.append((f"organ right, {stratum.name}", _of_stratum(k, "organ")))
+    for k, case in enumerate(named[0][1].hard):
+        picks.append((f"organ or none right, {case.name}", _of_hard(k)))
     rows = []
     for title, pick in picks:
         rates = [pick(each) for _, each in named]
@@ -141,6 +144,10 @@ def _of_stratum(k: int, what: str) -> Callable[[TumorRates], Rate]:
         return rate
 
     return pick
+
+
+def _of_hard(k: int) -> Callable[[TumorRates], Rate]:
+    return lambda rates: rates.hard[k].right
 
 
 def grounding_table(model: ModelResult) -> Table:

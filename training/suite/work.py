@@ -39,9 +39,16 @@ class Run:
     checkpoint_id: str
     masks: str
     max_rounds: int
+    mode: Mode = FULL
+    """In which counterfactuals and swaps are asked."""
 
-    def talk(self, scan: EncodedScan | Blank | Swapped, question: str, mode: Mode = FULL) -> Talk:
+    @property
+    def mode_name(self) -> str:
+        return Column(self.mode).name
+
+    def talk(self, scan: EncodedScan | Blank | Swapped, question: str, mode: Mode | None = None) -> Talk:
         """A conversation that has not begun; without IIR it ends with the first round."""
+        mode = mode or self.mode
         rounds = self.max_rounds if mode.iir else 1
         return Talk(scan, in_mode(question, iir=mode.iir, cot=mode.cot), rounds)
 
@@ -92,12 +99,19 @@ class PatientWork:
                 checkpoint_id=run.checkpoint_id,
                 masks=run.masks,
                 seed=seed,
+                mode=run.mode_name,
                 variants=tuple(map(_pair, self.variants, self.pairs)),
             )
 
 
 def facts_of(truth: Truth) -> PatientFacts:
-    return PatientFacts(organ=truth.organ, size_mm=truth.size_mm, edge=truth.edge)
+    return PatientFacts(
+        organ=truth.organ,
+        size_mm=truth.size_mm,
+        edge=truth.edge,
+        pushes=bool(truth.compresses),
+        mimic=bool(truth.mimics),
+    )
 
 
 def _answered(question: Question, talk: Talk) -> Answered:
@@ -198,6 +212,7 @@ class SwapWork:
                 checkpoint_id=self.run.checkpoint_id,
                 masks=self.run.masks,
                 seed=self.scans[k].truth.seed,
+                mode=self.run.mode_name,
                 partner=self.scans[1 - k].truth.seed,
                 organ=self.organ,
                 own=own[k],

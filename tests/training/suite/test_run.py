@@ -90,6 +90,7 @@ def test_the_command_writes_what_it_prints(tmp_path: Path, capsys: pytest.Captur
         (["--suite", "phantom", "--model", "nowhere"], "no TumorChain checkpoint"),
         (["--suite", "phantom", "--model", "NANO", "--model", "NANO"], "name each model once"),
         (["--suite", "lung"], "invalid choice"),
+        (["--suite", "phantom", "--seed", "1000000"], "begin at that or later"),
         (["--suite", "phantom", "--out", "FULL"], "holds other files"),
     ],
 )

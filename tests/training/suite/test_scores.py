@@ -107,7 +107,8 @@ def test_the_majority_class_is_that_of_the_cohort() -> None:
 
 def test_presence_and_organ_are_counted_by_size() -> None:
     def fact(organ: str | None, size: float) -> PatientFacts:
-        return PatientFacts(organ=organ, size_mm=size, edge=False)
+        small = organ is not None and size < 20
+        return PatientFacts(organ=organ, size_mm=size, edge=small, pushes=size > 40, mimic=True)
 
     facts = [
         fact("liver", 12), fact("liver", 19.9), fact("colorectum", 20), fact("stomach", 40), fact("liver", 41),
@@ -124,6 +125,7 @@ def test_presence_and_organ_are_counted_by_size() -> None:
     assert [s.present.value for s in rates.strata] == [pytest.approx(0.5), 1, 0]
     assert [s.organ.value for s in rates.strata] == [pytest.approx(0.5), pytest.approx(0.5), 0]
     assert [s.organ.count for s in rates.strata] == [2, 2, 1]
+    assert [(each.right.value, each.right.count) for each in rates.hard] == [(0.5, 4), (0.5, 2), (0, 1)]
 
 
 def pairs_line(seed: int, reads: tuple[str | None, str | None, str | None]) -> Pairs:
@@ -132,7 +134,7 @@ def pairs_line(seed: int, reads: tuple[str | None, str | None, str | None]) -> P
         Pair(variant="without tumor", truth=NONE, read=reads[1]),
         Pair(variant="tumor moved", truth="stomach", read=reads[2]),
     )
-    return Pairs(checkpoint_id=CHECKPOINT, masks="truth", seed=seed, variants=variants)
+    return Pairs(checkpoint_id=CHECKPOINT, masks="truth", seed=seed, mode="full", variants=variants)
 
 
 def test_a_pair_counts_only_when_both_answers_are_right() -> None:
@@ -152,6 +154,7 @@ def test_a_swap_counts_where_one_verdict_is_yes_and_the_other_no() -> None:
             checkpoint_id=CHECKPOINT,
             masks="truth",
             seed=seed,
+            mode="full",
             partner=partner,
             organ="liver",
             own=own,
