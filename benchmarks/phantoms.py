@@ -13,7 +13,6 @@ import resource
 import tempfile
 import time
 from collections.abc import Callable
-from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass
 from itertools import repeat
 from pathlib import Path
@@ -23,7 +22,7 @@ import numpy as np
 from tumorchain_agent.training.phantom.export import write_cohort
 from tumorchain_agent.training.phantom.volume import Pool, make_pool
 from tumorchain_agent.training.targets import PhantomStream, case_targets
-from tumorchain_agent.training.workers import calm_worker, cores
+from tumorchain_agent.training.workers import cores, worker_pool
 
 WANTED = 5.0
 """Patients a second, on 2 cores."""
@@ -105,7 +104,7 @@ def main() -> int:
 
 
 def _draw_all(one: Callable[[Path, int], None], folder: Path, count: int, workers: int) -> None:
-    with ProcessPoolExecutor(workers, initializer=calm_worker) as pool:
+    with worker_pool(workers) as pool:
         list(pool.map(one, repeat(folder), range(count), chunksize=8))
 
 

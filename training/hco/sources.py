@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Collection, Iterable, Sequence
-from concurrent.futures import ProcessPoolExecutor
 from dataclasses import asdict, dataclass, replace
 from itertools import repeat
 from pathlib import Path
@@ -30,6 +29,7 @@ from tumorchain_agent.training.phantom.crops import PhantomCrop, crop_case
 from tumorchain_agent.training.phantom.patient import Case
 from tumorchain_agent.training.phantom.volume import Pool, cell_shares, merged_labels
 from tumorchain_agent.training.targets import CLS_ORGANS, case_targets, crop_targets
+from tumorchain_agent.training.workers import worker_pool
 
 SUBTASK_ODDS: Final = {
     "organ": 5.0, "tumor_position": 4.0, "report": 4.0, "segment": 1.5, "shape": 1.0, "boundary": 1.0, "density": 1.0,
@@ -98,7 +98,7 @@ def fill_cache(
     if workers < 2 or len(missing) < 2:
         found: Iterable[Unusable | None] = map(_fill, repeat(source), missing)
         return _collect(missing, found, bad, advance)
-    with ProcessPoolExecutor(workers) as pool:
+    with worker_pool(workers) as pool:
         return _collect(missing, pool.map(_fill, repeat(source), missing, chunksize=4), bad, advance)
 
 

@@ -8,10 +8,9 @@ from __future__ import annotations
 
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
-from concurrent.futures import Future, ProcessPoolExecutor
+from concurrent.futures import Future
 from dataclasses import dataclass, replace
 from itertools import islice
-from multiprocessing import get_context
 from typing import Final, Literal, TypeVar
 
 import numpy as np
@@ -36,7 +35,7 @@ from tumorchain_agent.training.phantom.patient import (
 )
 from tumorchain_agent.training.phantom.render import to_stored
 from tumorchain_agent.training.phantom.shapes import Triple
-from tumorchain_agent.training.workers import calm_worker
+from tumorchain_agent.training.workers import worker_pool
 
 Made = TypeVar("Made")
 Variant = Literal["as drawn", "without tumor", "tumor moved"]
@@ -158,7 +157,7 @@ def ahead(
     if workers == 0 or len(seeds) < 2:
         yield from (make(seed, making) for seed in seeds)
         return
-    pool = ProcessPoolExecutor(workers, get_context("spawn"), initializer=calm_worker)
+    pool = worker_pool(workers)
     try:
         rest = iter(seeds)
         waiting: deque[Future[Made]] = deque()
