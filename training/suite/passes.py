@@ -45,7 +45,9 @@ class ModelPasses:
             lines,
         )
         self.run = Run(asker.info.checkpoint_id, cohort.masks, settings.max_rounds, columns[0].mode)
-        self.making = Making(asker.served.preprocessing, counterfactuals=cohort.grounding)
+        self.making = Making(
+            asker.served.preprocessing, counterfactuals=cohort.grounding, zoom=asker.served.zoom()
+        )
         self._scans: dict[int, EncodedScan] = {}
 
     def all(self, advance: Advance, workers: int) -> None:
@@ -135,7 +137,7 @@ class ModelPasses:
         seeds = self.cohort.probe_seeds
         todo = [seed for seed in seeds if self.lines.get(Features, *self.run.key(seed)) is None]
         done = len(seeds) - len(todo)
-        for views in self._views(todo, replace(self.making, counterfactuals=False), workers):
+        for views in self._views(todo, replace(self.making, counterfactuals=False, zoom=None), workers):
             self.lines.add(features_of(self.run, self.asker.encode(views[0])))
             done += 1
             advance("probe", done, len(seeds))
@@ -147,4 +149,4 @@ class ModelPasses:
         with ExitStack() as stack:
             segmenter = stack.enter_context(Segmenter(self.settings))
             for scans in ahead(scans_of, seeds, making, workers):
-                yield [view(each, making.preprocessing, segmenter.segment(each.ct)) for each in scans]
+                yield [view(each, making, segmenter.segment(each.ct)) for each in scans]

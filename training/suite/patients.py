@@ -7,9 +7,9 @@ with a tumor of another organ.
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import Future
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from itertools import islice
 from typing import Final, Literal, TypeVar
 
@@ -18,9 +18,10 @@ from numpy.typing import NDArray
 
 from tumorchain_agent.tools.labels import LabelMap, label_map
 from tumorchain_agent.tools.organs import ORGANS as TABLE
-from tumorchain_agent.tools.preprocess import Preprocessing, preprocess
+from tumorchain_agent.tools.preprocess import ModelVolume, Preprocessing, preprocess
 from tumorchain_agent.tools.roi import organ_coverage
 from tumorchain_agent.tools.scan import CT, ct_from_array
+from tumorchain_agent.tools.zoom import Crop, Zoom, zoom_in
 from tumorchain_agent.training.phantom.anatomy import Painted
 from tumorchain_agent.training.phantom.disease import sample_disease
 from tumorchain_agent.training.phantom.export import SPACING
@@ -64,6 +65,8 @@ class View:
     """Table 10 organs with a voxel in them."""
     organs: tuple[str, ...]
     """Those that the scan truly holds."""
+    crops: Mapping[str, Crop] = field(default_factory=dict)
+    """Organ → its crop, by the masks in use; empty without ROI zoom."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -83,6 +86,7 @@ class Making:
     preprocessing: Preprocessing
     spacing: Triple = SPACING
     counterfactuals: bool = False
+    zoom: Zoom | None = None
 
 
 def scans_of(seed: int, making: Making) -> list[Scanned]:
@@ -99,12 +103,12 @@ def scans_of(seed: int, making: Making) -> list[Scanned]:
 
 def views_of(seed: int, making: Making) -> list[View]:
     """``scans_of`` a seed with their true masks."""
-    return [view(each, making.preprocessing) for each in scans_of(seed, making)]
+    return [view(each, making) for each in scans_of(seed, making)]
 
 
-def view(scanned: Scanned, preprocessing: Preprocessing, masks: LabelMap | None = None) -> View:
+def view(scanned: Scanned, making: Making, masks: LabelMap | None = None) -> View:
     """A scan as inference prepares it, with its true masks or with others."""
-    model = preprocess(scanned.ct, preprocessing)
+    model = preprocess(scanned.ct, making.preprocessing)
     true_masks = label_map(
         scanned.labels, scanned.ct, source="given", task="given", weights_id="", seconds=0.0
     )
@@ -116,7 +120,16 @@ def view(scanned: Scanned, preprocessing: Preprocessing, masks: LabelMap | None 
         coverage=organ_coverage(used.labels, scanned.ct.affine, model),
         present=used.info.organs_present,
         organs=true_masks.info.organs_present,
+        crops=_crops(scanned.ct, used.labels, model, making),
     )
+
+
+def _crops(ct: CT, labels: NDArray[np.uint8], whole: ModelVolume, making: Making) -> dict[str, Crop]:
+    """Of every organ that the checkpoint zooms into; which ones a question reaches isn't known yet."""
+    if making.zoom is None:
+        return {}
+    found = {o: zoom_in(ct, labels, o, whole, making.zoom, making.preprocessing) for o in making.zoom.organs}
+    return {organ: crop for organ, crop in found.items() if crop is not None}
 
 
 def _scanned(case: Case, variant: Variant) -> Scanned:

@@ -30,11 +30,14 @@ class Column:
     mode: Mode = FULL
     blank: bool = False
     """Nothing is seen of the image: the text-only baseline."""
+    zoom: bool = True
+    """Off: organs' crops are not shown. Of no meaning where the checkpoint wasn't trained with them."""
 
     @property
     def name(self) -> str:
         mode = next(name for name, mode in MODES.items() if mode == self.mode)
-        return f"{mode}, text only" if self.blank else mode
+        more = [words for words, said in (("text only", self.blank), ("w/o zoom", not self.zoom)) if said]
+        return ", ".join([mode, *more])
 
 
 @dataclass(frozen=True)
@@ -68,7 +71,11 @@ class Plan:
     """The first is what the others, and the other models, are compared with."""
     cohort: Cohort = Cohort()
 
-    def columns(self, model: int) -> tuple[Column, ...]:
-        """Of a model by its number; text only is asked of the first model in the first mode."""
+    def columns(self, model: int, *, zooms: bool = False) -> tuple[Column, ...]:
+        """Of a model by its number; text only is asked of the first model in the first mode.
+
+        A model that ``zooms`` is asked without it as well when several modes are compared.
+        """
         blank = (Column(self.modes[0], blank=True),) if model == 0 else ()
-        return (*(Column(mode) for mode in self.modes), *blank)
+        plain = (Column(self.modes[0], zoom=False),) if zooms and len(self.modes) > 1 else ()
+        return (*(Column(mode) for mode in self.modes), *plain, *blank)

@@ -44,9 +44,9 @@ class Suite:
         has as many threads as cores are left. Raises CheckpointError, OutputError, SegmentationError.
         """
         makers = min(4, max(1, cores() // 2)) if workers is None else workers
-        for number, (folder, (title, _)) in enumerate(zip(self.plan.models, self.models, strict=True)):
+        for number, (folder, (title, info)) in enumerate(zip(self.plan.models, self.models, strict=True)):
             asker = Asker(self.settings.model_copy(update={"model": folder}))
-            columns = self.plan.columns(number)
+            columns = self.plan.columns(number, zooms=info.zoom is not None)
             passes = ModelPasses(asker, self.settings, self.plan.cohort, columns, self.lines)
             with _threads(max(1, cores() - max(1, makers))):
                 passes.all(tell(title), makers)

@@ -40,7 +40,7 @@ def summarise(plan: Plan, models: Sequence[Model], lines: FinishedLines) -> Suit
     several = len(models) > 1
     for blank in (False, True):
         for number, (title, info) in enumerate(models):
-            for column in plan.columns(number):
+            for column in plan.columns(number, zooms=info.zoom is not None):
                 if column.blank is blank:
                     answers = known.answers(info, column)
                     table.add(answers, column, info, title if several else "")
@@ -67,7 +67,7 @@ class _Table:
 
     def add(self, answers: Sequence[Answers], column: Column, info: CheckpointInfo, model: str) -> None:
         mode = next(name for name, mode in MODES.items() if mode == column.mode)
-        words = f"{TITLES[mode]}, text only" if column.blank else TITLES[mode]
+        words = TITLES[mode] + ("" if column.zoom else ", w/o zoom") + (", text only" if column.blank else "")
         kind: Literal["model", "text only"] = "text only" if column.blank else "model"
         self._add(answers, f"{model} {words}".strip(), kind, organ_reads(answers), info, mode)
 

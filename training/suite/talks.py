@@ -5,8 +5,8 @@ What the graph fetches over MCP is read here straight from the encoded scan; a t
 
 from __future__ import annotations
 
-from collections.abc import Collection, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Collection, Iterator, Sequence
+from dataclasses import dataclass, field, replace
 from functools import lru_cache
 from typing import Final, Protocol
 
@@ -20,7 +20,7 @@ from tumorchain_agent.mcp_server.served_checkpoint import ServedCheckpoint
 from tumorchain_agent.model.checkpoint import load_llm, load_tokenizer
 from tumorchain_agent.model.llm import pick_device, pick_dtype
 from tumorchain_agent.model.template import Message, Part, render
-from tumorchain_agent.records import OrganEvidence, Round, ScanInfo, TokenSet
+from tumorchain_agent.records import OrganEvidence, Round, ScanInfo, TokenSet, ZoomTokens
 from tumorchain_agent.settings import Settings
 from tumorchain_agent.tools.organs import ORGANS as TABLE
 from tumorchain_agent.tools.roi import global_pool, mean_roi, roi_tokens
@@ -31,6 +31,7 @@ from tumorchain_agent.training.suite.patients import Variant, View, intensities
 MOST_BESIDE: Final = 96
 """Conversations that are continued side by side."""
 _WHOLE: Final = "whole"
+_CLOSER: Final = "/zoom"
 _NUMBER: Final = {name: number for number, name in TABLE.items()}
 _SCAN: Final = ScanInfo.model_construct()
 
@@ -50,6 +51,19 @@ class Shown(Protocol):
         """τ_l [n, hidden]; n is 0 for an organ outside the model volume."""
         ...
 
+    def zoomed(self, organ: str) -> Zoomed | None:
+        """The tokens of the organ's crop; ``None`` where it has none."""
+        ...
+
+
+@dataclass(frozen=True, eq=False)
+class Zoomed:
+    """An organ's further tokens by ROI zoom."""
+
+    tokens: Tensor
+    """[n, hidden]."""
+    side_mm: float
+
 
 class EncodedScan:
     """A view that a checkpoint has encoded."""
@@ -65,6 +79,15 @@ class EncodedScan:
         self.whole = served.project(global_pool(self.tokens))
         self._served = served
         self._roi: dict[str, Tensor] = {}
+        self._zoomed = dict(self._closer(view))
+
+    def _closer(self, view: View) -> Iterator[tuple[str, Zoomed]]:
+        zoom = self._served.zoom()
+        for organ, crop in view.crops.items():
+            if zoom is not None and len(self.raw_roi(organ)):
+                mixture = zoom.mixture(crop.own_coverage)
+                tokens = mixture.of(self._served.encode(crop.model.volume))
+                yield organ, Zoomed(self._served.project(tokens), crop.side_mm)
 
     def raw_roi(self, organ: str) -> Tensor:
         """[n, C], before the projector."""
@@ -74,6 +97,9 @@ class EncodedScan:
         if organ not in self._roi:
             self._roi[organ] = self._served.project(self.raw_roi(organ))
         return self._roi[organ]
+
+    def zoomed(self, organ: str) -> Zoomed | None:
+        return self._zoomed.get(organ)
 
     def p_abnormal(self, organ: str) -> float:
         """By Cls; the organ must be in the model volume."""
@@ -91,6 +117,25 @@ class Blank:
     def roi(self, organ: str) -> Tensor:
         return torch.zeros_like(self._scan.roi(organ))
 
+    def zoomed(self, organ: str) -> Zoomed | None:
+        closer = self._scan.zoomed(organ)
+        return None if closer is None else replace(closer, tokens=torch.zeros_like(closer.tokens))
+
+
+class Unzoomed:
+    """A scan whose organs' crops are not shown."""
+
+    def __init__(self, scan: Shown) -> None:
+        self._scan = scan
+        self.present = scan.present
+        self.whole = scan.whole
+
+    def roi(self, organ: str) -> Tensor:
+        return self._scan.roi(organ)
+
+    def zoomed(self, organ: str) -> Zoomed | None:
+        return None
+
 
 @lru_cache(maxsize=8)
 def _zeros(*shape: int) -> Tensor:
@@ -98,15 +143,18 @@ def _zeros(*shape: int) -> Tensor:
 
 
 class Swapped:
-    """A scan with other tokens for one organ."""
+    """A scan with another scan's tokens for one organ."""
 
-    def __init__(self, scan: Shown, organ: str, tokens: Tensor) -> None:
-        self._scan, self._organ, self._tokens = scan, organ, tokens
+    def __init__(self, scan: Shown, organ: str, other: Shown) -> None:
+        self._scan, self._organ, self._other = scan, organ, other
         self.present = scan.present
         self.whole = scan.whole
 
     def roi(self, organ: str) -> Tensor:
-        return self._tokens if organ == self._organ else self._scan.roi(organ)
+        return (self._other if organ == self._organ else self._scan).roi(organ)
+
+    def zoomed(self, organ: str) -> Zoomed | None:
+        return (self._other if organ == self._organ else self._scan).zoomed(organ)
 
 
 @dataclass
@@ -149,7 +197,9 @@ class Talk:
         organ = asked["organ"]
         present = organ in self.scan.present
         tokens = self.scan.roi(organ) if present else None
-        named = None if tokens is None or not len(tokens) else _token_set(organ, tokens)
+        named = None
+        if tokens is not None and len(tokens):
+            named = _token_set(organ, tokens, self.scan.zoomed(organ))
         return OrganEvidence(
             organ=organ, asked_as=asked["asked_as"], present=present, kind="tokens", tokens=named
         )
@@ -169,15 +219,33 @@ class Talk:
                 case TextPart(text):
                     parts.append(text)
                 case TokensPart(uri, _, _):
-                    parts.append(self.scan.whole if uri == _WHOLE else self.scan.roi(uri))
+                    parts.append(self._tokens(uri))
         return Message(turn.role, tuple(parts))
 
+    def _tokens(self, uri: str) -> Tensor:
+        if uri == _WHOLE:
+            return self.scan.whole
+        organ = uri.removesuffix(_CLOSER)
+        closer = self.scan.zoomed(organ) if uri.endswith(_CLOSER) else None
+        return self.scan.roi(organ) if closer is None else closer.tokens
 
-def _token_set(name: str, tokens: Tensor) -> TokenSet:
+
+def _token_set(name: str, tokens: Tensor, closer: Zoomed | None = None) -> TokenSet:
     """Named by the organ in place of a resource."""
     count, hidden = tokens.shape
-    organ = None if name == _WHOLE else name
-    return TokenSet(uri=name, scan_id="", organ=organ, count=count, hidden_size=hidden, checkpoint_id="")
+    zoom = None
+    if closer is not None:
+        n = len(closer.tokens)
+        zoom = ZoomTokens(uri=f"{name}{_CLOSER}", count=n, cells=n, side_mm=closer.side_mm)
+    return TokenSet(
+        uri=name,
+        scan_id="",
+        organ=None if name == _WHOLE else name,
+        count=count,
+        hidden_size=hidden,
+        checkpoint_id="",
+        zoom=zoom,
+    )
 
 
 class Asker:

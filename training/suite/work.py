@@ -25,7 +25,7 @@ from tumorchain_agent.training.suite.finished import (
 )
 from tumorchain_agent.training.suite.plan import Column
 from tumorchain_agent.training.suite.questions import Question, questions_of
-from tumorchain_agent.training.suite.talks import Blank, EncodedScan, Swapped, Talk
+from tumorchain_agent.training.suite.talks import Blank, EncodedScan, Shown, Swapped, Talk, Unzoomed
 
 WHICH_ORGAN: Final = QUESTIONS["organ"][0]
 IN_THIS_ORGAN: Final = QUESTIONS["tumor_position"][0]
@@ -46,7 +46,7 @@ class Run:
     def mode_name(self) -> str:
         return Column(self.mode).name
 
-    def talk(self, scan: EncodedScan | Blank | Swapped, question: str, mode: Mode | None = None) -> Talk:
+    def talk(self, scan: Shown, question: str, mode: Mode | None = None) -> Talk:
         """A conversation that has not begun; without IIR it ends with the first round."""
         mode = mode or self.mode
         rounds = self.max_rounds if mode.iir else 1
@@ -75,7 +75,7 @@ class PatientWork:
         self.asked = questions_of(self.scan.truth, self.scan.organs)
         self.talks = {}
         for column in self.columns:
-            shown = Blank(self.scan) if column.blank else self.scan
+            shown = _shown(self.scan, column)
             self.talks[column.name] = [self.run.talk(shown, q.text, column.mode) for q in self.asked]
         self.pairs = [self.run.talk(each, WHICH_ORGAN) for each in self.variants]
 
@@ -102,6 +102,11 @@ class PatientWork:
                 mode=run.mode_name,
                 variants=tuple(map(_pair, self.variants, self.pairs)),
             )
+
+
+def _shown(scan: EncodedScan, column: Column) -> Shown:
+    plain = scan if column.zoom else Unzoomed(scan)
+    return Blank(plain) if column.blank else plain
 
 
 def facts_of(truth: Truth) -> PatientFacts:
@@ -196,8 +201,8 @@ class SwapWork:
         first, second = self.scans
         self.own = (self.run.talk(first, question), self.run.talk(second, question))
         self.swapped = (
-            self.run.talk(Swapped(first, self.organ, second.roi(self.organ)), question),
-            self.run.talk(Swapped(second, self.organ, first.roi(self.organ)), question),
+            self.run.talk(Swapped(first, self.organ, second), question),
+            self.run.talk(Swapped(second, self.organ, first), question),
         )
 
     def keep_first_rounds(self) -> None:

@@ -60,7 +60,7 @@ def test_counterfactuals_differ_by_the_disease_alone(scans: list[Scanned]) -> No
 def test_a_view_is_what_a_scan_from_a_file_gives(scans: list[Scanned], tmp_path: Path) -> None:
     path = tmp_path / "ct.nii.gz"
     save_nifti(to_stored(scans[0].ct.hu), scans[0].ct.affine, path)
-    seen = view(scans[0], COARSE.preprocessing)
+    seen = view(scans[0], COARSE)
     assert np.array_equal(seen.volume, preprocess(open_ct(path)).volume)
     assert set(ORGANS) <= set(seen.present)
     found = intensities(seen)

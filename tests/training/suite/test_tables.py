@@ -10,6 +10,7 @@ import pytest
 
 from tests.training.suite.made_up import CHECKPOINT, answers, features, truths
 from tumorchain_agent.model.checkpoint import CheckpointInfo
+from tumorchain_agent.tools.zoom import Zoom
 from tumorchain_agent.training.modes import MODES
 from tumorchain_agent.training.suite.finished import Finished, FinishedLines
 from tumorchain_agent.training.suite.page import as_html, chart
@@ -20,8 +21,8 @@ from tumorchain_agent.training.suite.summary import summarise
 from tumorchain_agent.training.suite.table import as_markdown, cell, main_table, points, tables
 
 TITLE = "<script>alert(1)</script>"
-INFO = CheckpointInfo.model_construct(checkpoint_id=CHECKPOINT, alpha=1.0)
-OTHER = CheckpointInfo.model_construct(checkpoint_id="fedcba9876543210", alpha=0.5)
+INFO = CheckpointInfo.model_construct(checkpoint_id=CHECKPOINT, alpha=1.0, zoom=Zoom())
+OTHER = CheckpointInfo.model_construct(checkpoint_id="fedcba9876543210", alpha=0.5, zoom=None)
 
 
 @pytest.fixture(scope="module")
@@ -32,7 +33,7 @@ def result() -> SuiteResult:
     lines = FinishedLines(None)
     plan = Plan((None, None), tuple(MODES.values()), Cohort(30, 0, probe_patients=0, grounding=False))
     for number, info in enumerate((INFO, OTHER)):
-        for column in plan.columns(number):
+        for column in plan.columns(number, zooms=info.zoom is not None):
             right = 0.3 if column.blank else 0.8 if column.name == "full" else 0.5
             made: list[Finished] = [answers(truth, right, rng, column.name) for truth in people]
             lines.add(*(line.model_copy(update={"checkpoint_id": info.checkpoint_id}) for line in made))
@@ -40,10 +41,13 @@ def result() -> SuiteResult:
     return summarise(plan, [(TITLE, INFO), ("half", OTHER)], lines)
 
 
-def test_columns_are_the_models_modes_then_text_only_then_the_majority(result: SuiteResult) -> None:
+def test_columns_are_the_models_modes_and_without_zoom_then_text_only_then_the_majority(
+    result: SuiteResult,
+) -> None:
     modes = ["full", "w/o IIR", "w/o CoT", "w/o CoT, IIR"]
     assert [column.title for column in result.columns] == [
         *(f"{TITLE} {mode}" for mode in modes),
+        f"{TITLE} full, w/o zoom",
         *(f"half {mode}" for mode in modes),
         f"{TITLE} full, text only",
         "majority class",

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import json
+import shutil
 from contextlib import closing
+from dataclasses import replace
 from pathlib import Path
 
 import anyio
@@ -15,18 +18,27 @@ from tumorchain_agent.graph.run import ask
 from tumorchain_agent.mcp_server.server import build_server
 from tumorchain_agent.mcp_server.workbench import Workbench
 from tumorchain_agent.model.chat import chat_model_from
+from tumorchain_agent.model.checkpoint import NANO_DIR
 from tumorchain_agent.model.generate import Decoder, Sampling, TextStream
 from tumorchain_agent.model.template import Message, render
 from tumorchain_agent.model.wording import in_mode
 from tumorchain_agent.records import Answer
 from tumorchain_agent.settings import Settings
 from tumorchain_agent.tools.preprocess import Preprocessing
+from tumorchain_agent.tools.zoom import Zoom
 from tumorchain_agent.training.phantom.export import save_nifti
 from tumorchain_agent.training.phantom.render import to_stored
 from tumorchain_agent.training.seeds import HELD_OUT_SEED
 from tumorchain_agent.training.suite.beside import Beside
 from tumorchain_agent.training.suite.patients import Making, Scanned, scans_of, view
-from tumorchain_agent.training.suite.talks import Asker, Blank, EncodedScan, Swapped, Talk
+from tumorchain_agent.training.suite.talks import (
+    Asker,
+    Blank,
+    EncodedScan,
+    Swapped,
+    Talk,
+    Unzoomed,
+)
 
 QUESTIONS = (
     "Is there a tumor, and in which organ?",
@@ -36,6 +48,20 @@ QUESTIONS = (
 SHORT = in_mode("TNM stage?", iir=False)
 
 
+MAKING = Making(Preprocessing(), (2.0, 2.0, 6.0))
+
+
+@pytest.fixture(scope="module")
+def zooming(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """nano, which says that it zooms; it wasn't trained with it, and here that doesn't matter."""
+    folder = tmp_path_factory.mktemp("zooming") / "nano"
+    shutil.copytree(NANO_DIR, folder)
+    info = json.loads((folder / "tumorchain.json").read_text())
+    info["zoom"] = Zoom(organs=("liver", "pancreas", "esophagus")).model_dump(mode="json")
+    (folder / "tumorchain.json").write_text(json.dumps(info))
+    return folder
+
+
 @pytest.fixture(scope="module")
 def asker(tmp_path_factory: pytest.TempPathFactory) -> Asker:
     return Asker(Settings(cache_dir=tmp_path_factory.mktemp("cache")))
@@ -43,17 +69,17 @@ def asker(tmp_path_factory: pytest.TempPathFactory) -> Asker:
 
 @pytest.fixture(scope="module")
 def scanned() -> list[Scanned]:
-    return [scans_of(HELD_OUT_SEED + k, Making(Preprocessing(), (2.0, 2.0, 6.0)))[0] for k in (0, 4)]
+    return [scans_of(HELD_OUT_SEED + k, MAKING)[0] for k in (0, 4)]
 
 
 @pytest.fixture(scope="module")
 def scans(asker: Asker, scanned: list[Scanned]) -> list[EncodedScan]:
-    return [asker.encode(view(each, Preprocessing())) for each in scanned]
+    return [asker.encode(view(each, MAKING)) for each in scanned]
 
 
-def through_the_graph(scanned: list[Scanned], folder: Path) -> list[Answer]:
+def through_the_graph(scanned: list[Scanned], folder: Path, model: Path | None = None) -> list[Answer]:
     async def scenario() -> list[Answer]:
-        settings = Settings(cache_dir=folder / "cache")
+        settings = Settings(cache_dir=folder / "cache", model=model)
         chat_model = chat_model_from(settings)
         found = []
         with closing(Workbench(settings)) as workbench:
@@ -95,6 +121,44 @@ def test_rounds_are_those_of_the_graph_over_mcp(
         assert talk.organs == shown
 
 
+@pytest.mark.slow
+def test_rounds_with_zoom_are_those_of_the_graph_over_mcp(
+    zooming: Path, scanned: list[Scanned], tmp_path: Path
+) -> None:
+    asker = Asker(Settings(cache_dir=tmp_path, model=zooming))
+    answers = through_the_graph(scanned[:1], tmp_path, zooming)
+    scan = asker.encode(view(scanned[0], replace(MAKING, zoom=asker.served.zoom())))
+    talks = [Talk(scan, *asked) for asked in [*((q, 8) for q in QUESTIONS), (SHORT, 1)]]
+    asker.answer(talks)
+    assert [talk.texts for talk in talks] == [tuple(r.text for r in answer.rounds) for answer in answers]
+    shown = {each.organ: each.tokens for answer in answers for r in answer.rounds for each in r.evidence}
+    assert any(tokens and tokens.zoom for tokens in shown.values()), "no examined organ was zoomed into"
+    for organ, tokens in shown.items():
+        closer = scan.zoomed(organ)
+        assert (closer is None) is (tokens is None or tokens.zoom is None)
+        if closer is not None and tokens is not None and tokens.zoom is not None:
+            assert (len(closer.tokens), closer.side_mm) == (tokens.zoom.count, tokens.zoom.side_mm)
+
+
+def test_crops_can_be_left_out_blanked_and_exchanged(
+    zooming: Path, scanned: list[Scanned], tmp_path: Path
+) -> None:
+    asker = Asker(Settings(cache_dir=tmp_path, model=zooming))
+    making = replace(MAKING, zoom=asker.served.zoom())
+    first, second = (asker.encode(view(each, making)) for each in scanned)
+    closer = first.zoomed("liver")
+    assert closer is not None
+    assert first.zoomed("stomach") is None
+    assert Unzoomed(first).zoomed("liver") is None
+    blank = Blank(first).zoomed("liver")
+    assert blank is not None
+    assert blank.tokens.shape == closer.tokens.shape
+    assert not blank.tokens.any()
+    swapped = Swapped(first, "liver", second)
+    assert swapped.zoomed("liver") is second.zoomed("liver")
+    assert swapped.zoomed("pancreas") is first.zoomed("pancreas")
+
+
 def test_side_by_side_is_as_one_by_one(asker: Asker, seed: int) -> None:
     generator = torch.Generator().manual_seed(seed)
     whole = [0.3 * torch.randn(256, 192, generator=generator) for _ in range(3)]
@@ -126,7 +190,7 @@ def test_a_blank_scan_shows_zeros_of_the_same_number(scans: list[EncodedScan]) -
     assert not blank.whole.any()
     assert blank.roi("liver").shape == scans[0].roi("liver").shape
     assert not blank.roi("liver").any()
-    swapped = Swapped(scans[0], "liver", scans[1].roi("liver"))
+    swapped = Swapped(scans[0], "liver", scans[1])
     assert swapped.whole is scans[0].whole
     assert swapped.roi("liver") is scans[1].roi("liver")
     assert swapped.roi("stomach") is scans[0].roi("stomach")
