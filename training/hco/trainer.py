@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import math
+import os
 import signal
 import time
 from collections.abc import Callable, Sequence
@@ -33,6 +34,7 @@ if TYPE_CHECKING:
 log = logging.getLogger(__name__)
 NAMED = 12
 """Samples that an error names."""
+_STDERR = 2
 Export = Callable[[str, Place], None]
 """Write the model as a checkpoint folder of this name."""
 
@@ -275,7 +277,11 @@ def _values(sums: Sums) -> list[float]:
 
 
 class _Stop:
-    """While it lasts, ctrl-c or SIGTERM asks the training to save and stop; a second ctrl-c ends it at once."""
+    """While it lasts, ctrl-c or SIGTERM asks the training to save and stop; a second ctrl-c ends it at once.
+
+    The signal may come while a line is written to stderr, which can't be written to a second time then: what is told
+    goes past Python's files.
+    """
 
     asked = False
     _interrupts = 0
@@ -298,4 +304,4 @@ class _Stop:
         if self._interrupts > 1:
             raise KeyboardInterrupt
         self.asked = True
-        log.warning("stopping after this step; once more stops at once")
+        os.write(_STDERR, b"stopping after this step; once more stops at once\n")

@@ -15,8 +15,31 @@ from tests.training.hco import tiny
 from tumorchain_agent.cli import main
 
 ROOT = Path(__file__).resolve().parents[3]
-STEPS = 100
-"""So many that the training is still at it when the signal arrives, also on a busy machine."""
+STEPS = 20
+
+
+def test_ctrl_c_may_come_while_a_line_is_written_to_stderr() -> None:
+    """A handler that wrote to the same buffer would raise in the middle of the step."""
+    script = """
+import io, os, signal, sys
+from tumorchain_agent.training.hco.trainer import _Stop
+
+class Interrupted(io.FileIO):
+    def write(self, data):
+        os.kill(os.getpid(), signal.SIGINT)
+        return super().write(data)
+
+sys.stderr = io.TextIOWrapper(io.BufferedWriter(Interrupted(2, "w", closefd=False)))
+with _Stop() as stop:
+    sys.stderr.write("a line")
+    sys.stderr.flush()
+print(stop.asked)
+"""
+    environment = os.environ | {"PYTHONPATH": str(ROOT)}
+    command = [sys.executable, "-c", script]
+    done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=120, check=False)
+    assert (done.returncode, done.stdout) == (0, "True\n"), done.stderr
+    assert "stopping after this step" in done.stderr
 
 
 @pytest.mark.slow
