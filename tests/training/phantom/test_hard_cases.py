@@ -119,7 +119,7 @@ def test_no_organ_is_swallowed() -> None:
 
 def test_truth_names_what_is_compressed_as_healthy_and_not_invaded() -> None:
     rng = np.random.default_rng(11)
-    found = [laid(rng, organ)[0] for organ in ("pancreas", "liver") * 40]
+    found = [laid(rng, organ)[0] for organ in ("pancreas", "liver") * 25]
     pushing = [truth for truth in found if truth.compresses]
     assert 0.1 < len(pushing) / len(found) < 0.4
     for truth in pushing:
@@ -159,7 +159,7 @@ def test_a_lesion_deep_in_the_liver_is_not_at_the_edge() -> None:
 def test_a_share_of_small_tumours_is_at_the_edge_and_truth_says_so() -> None:
     rng = np.random.default_rng(12)
     small: list[Lesion] = []
-    while len(small) < 40:
+    while len(small) < 28:
         truth, marks = laid(rng, "liver")
         small += [m.lesion for m in marks if m.lesion.kind == "tumor" and m.lesion.size_mm < 20]
         if truth.organ:
