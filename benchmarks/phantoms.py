@@ -13,7 +13,6 @@ import resource
 import tempfile
 import time
 from collections.abc import Callable
-from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass
 from itertools import repeat
 from pathlib import Path
@@ -22,8 +21,8 @@ import numpy as np
 
 from tumorchain_agent.training.phantom.export import write_cohort
 from tumorchain_agent.training.phantom.volume import Pool, make_pool
-from tumorchain_agent.training.targets import case_targets
-from tumorchain_agent.training.workers import calm_worker, cores
+from tumorchain_agent.training.targets import PhantomStream, case_targets
+from tumorchain_agent.training.workers import cores, worker_pool
 
 WANTED = 5.0
 """Patients a second, on 2 cores."""
@@ -72,6 +71,11 @@ def draw(folder: Path, seed: int) -> None:
     case_targets(Pool.open(folder).draw(np.random.default_rng(seed)))
 
 
+def draw_crop(folder: Path, seed: int) -> None:
+    """The same of an organ's crop, for ROI zoom."""
+    next(iter(PhantomStream(Pool.open(folder), seed, zoom_share=1.0)))
+
+
 def main() -> int:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
@@ -88,7 +92,9 @@ def main() -> int:
         painted = measured(
             "painted into a pool", n, workers, lambda: make_pool(folder / "pool", n, 0, workers)
         )
-        drawn = measured("drawn from the pool", n, workers, lambda: _draw_all(folder / "pool", n, workers))
+        pool = folder / "pool"
+        drawn = measured("drawn from the pool", n, workers, lambda: _draw_all(draw, pool, n, workers))
+        measured("an organ's crop of each", n, workers, lambda: _draw_all(draw_crop, pool, n, workers))
     both = Rates(*(1 / (1 / getattr(painted, k) + 1 / getattr(drawn, k)) for k in ("clock", "free")))
     for name, rates in (("written as files", written), ("painted and drawn", both)):
         print(f"{name}: {rates.clock:.2f} patients/s by the clock, {rates.free:.2f} on {workers} free cores")
@@ -97,9 +103,9 @@ def main() -> int:
     return 0 if least >= WANTED else 1
 
 
-def _draw_all(folder: Path, count: int, workers: int) -> None:
-    with ProcessPoolExecutor(workers, initializer=calm_worker) as pool:
-        list(pool.map(draw, repeat(folder), range(count), chunksize=8))
+def _draw_all(one: Callable[[Path, int], None], folder: Path, count: int, workers: int) -> None:
+    with worker_pool(workers) as pool:
+        list(pool.map(one, repeat(folder), range(count), chunksize=8))
 
 
 if __name__ == "__main__":

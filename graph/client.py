@@ -142,10 +142,12 @@ class CTTools:
         content = await self._call("encode_scan", on_progress, scan_id=scan_id)
         return self._record(TokenSet, "encode_scan", content)
 
-    async def extract_roi_tokens(self, scan_id: str, segmentation_id: str, organ: str) -> TokenSet:
-        """τ_l of one organ; ``count`` is 0 when the organ is absent."""
+    async def extract_roi_tokens(
+        self, scan_id: str, segmentation_id: str, organ: str, zoom: bool | None = None
+    ) -> TokenSet:
+        """τ_l of one organ, with those of its crop unless ``zoom`` is false; ``count`` is 0 for an absent organ."""
         content = await self._call(
-            "extract_roi_tokens", scan_id=scan_id, segmentation_id=segmentation_id, organ=organ
+            "extract_roi_tokens", scan_id=scan_id, segmentation_id=segmentation_id, organ=organ, zoom=zoom
         )
         return self._record(TokenSet, "extract_roi_tokens", content)
 

@@ -16,7 +16,9 @@ from tumorchain_agent.records import (
 from tumorchain_agent.tools.organs import display_name
 
 
-async def examine_organ(tools: CTTools, kind: EvidenceKind, state: ExamineInput) -> OrganEvidence:
+async def examine_organ(
+    tools: CTTools, kind: EvidenceKind, state: ExamineInput, zoom: bool | None = None
+) -> OrganEvidence:
     """Measure the organ; when the scan holds it, add τ_l and Cls, slices, or Cls alone, by ``kind``.
 
     An organ that isn't in the scan comes back ``present=False`` with a notice, nothing made up in its place.
@@ -30,7 +32,7 @@ async def examine_organ(tools: CTTools, kind: EvidenceKind, state: ExamineInput)
     tokens: TokenSet | None = None
     pictured, classified = Pictured((), ()), Classified((), {}, ())
     if measurement.present and kind == "tokens":
-        tokens = await tools.extract_roi_tokens(scan_id, segmentation_id, organ)
+        tokens = await tools.extract_roi_tokens(scan_id, segmentation_id, organ, zoom)
     if measurement.present and kind == "images":
         pictured = await tools.view_organ(scan_id, segmentation_id, organ)
     elif measurement.present:
@@ -79,6 +81,7 @@ def _uris(
     organ: str, tokens: TokenSet | None, measured: Measured, pictured: Pictured, classified: Classified
 ) -> tuple[str, ...]:
     uris = [tokens.uri] if tokens is not None and tokens.count else []
+    uris += [tokens.zoom.uri] if tokens is not None and tokens.zoom is not None else []
     uris += [picture.uri for picture in pictured.pictures]
     uris += [source.uris[organ] for source in (measured, classified) if organ in source.uris]
     return tuple(uris)

@@ -167,7 +167,7 @@ class Nodes:
         writer = _writer()
         writer(events.Progress(phase="evidence", message=display_name(state["organ"])))
         with _clock("evidence") as spans:
-            evidence = await examine_organ(self.tools, self.config.evidence, state)
+            evidence = await examine_organ(self.tools, self.config.evidence, state, self.config.zoom)
         if evidence.tokens is not None:
             self._check_checkpoint(evidence.tokens)
         writer(events.OrganExamined(evidence=evidence))

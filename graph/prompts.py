@@ -6,9 +6,9 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Final, Literal
 
-from tumorchain_agent.errors import QuestionError
+from tumorchain_agent.errors import InputError, QuestionError
 from tumorchain_agent.graph.state import IIRConfig
-from tumorchain_agent.model.wording import absent_text, attention_text, tokenless_text
+from tumorchain_agent.model.wording import absent_text, attention_text, tokenless_text, zoom_text
 from tumorchain_agent.records import (
     Classification,
     EvidenceKind,
@@ -86,6 +86,12 @@ def check_question(question: str) -> str:
     return asked
 
 
+def check_zoom(kind: EvidenceKind, zoom: bool | None) -> None:
+    """InputError when zoom is asked for with evidence that has no tokens."""
+    if zoom and kind != "tokens":
+        raise InputError(f"zoom is of token evidence, not of {kind}: leave it out, or take --evidence tokens")
+
+
 def conversation(
     config: IIRConfig,
     question: str,
@@ -149,7 +155,14 @@ def _token_parts(evidence: OrganEvidence) -> list[Part]:
     if evidence.tokens is None:
         return [TextPart(tokenless_text(organ))]
     tokens = evidence.tokens
-    return [TextPart(attention_text(organ)), TokensPart(tokens.uri, f"τ_l {organ}", tokens.count)]
+    parts: list[Part] = [
+        TextPart(attention_text(organ)),
+        TokensPart(tokens.uri, f"τ_l {organ}", tokens.count),
+    ]
+    if (zoom := tokens.zoom) is not None:
+        parts.append(TextPart(zoom_text(organ, zoom.side_mm)))
+        parts.append(TokensPart(zoom.uri, f"τ_l {organ}, zoomed", zoom.count))
+    return parts
 
 
 def describe_scan(scan: ScanInfo) -> str:

@@ -16,7 +16,7 @@ from tumorchain_agent.graph import events
 from tumorchain_agent.graph.build import IIRGraph, build_iir_graph
 from tumorchain_agent.graph.client import CTTools
 from tumorchain_agent.graph.events import progress_events
-from tumorchain_agent.graph.prompts import check_question
+from tumorchain_agent.graph.prompts import check_question, check_zoom
 from tumorchain_agent.graph.state import History, IIRConfig, IIRInput
 from tumorchain_agent.graph.threads import make_thread_id, open_checkpoints
 from tumorchain_agent.records import Answer, EvidenceKind, Notice, Round
@@ -42,18 +42,21 @@ async def ask(
     fresh: bool = False,
     on_event: OnEvent | None = None,
     volume: int | None = None,
+    zoom: bool | None = None,
 ) -> Answer:
     """Reason about a scan (paper 3.2) and return the answer with all that it rests on.
 
     ``scan`` and ``masks`` are paths on the MCP server's machine. With ``checkpoint_db`` a run that was cut
     off, even by kill −9, goes on where it stopped, and a question that was answered before is answered from
     there; ``fresh`` forgets what was. Rounds that are not run again come as events marked ``replayed``.
+    ``zoom`` is as the checkpoint was trained unless it is false.
 
     Raises QuestionError, OutputError when the database can't be used, and whatever the tools and the chat
     model raise.
     """
     asked = check_question(question)
-    config = IIRConfig(evidence=evidence, history=history, max_rounds=max_rounds)
+    check_zoom(evidence, zoom)
+    config = IIRConfig(evidence=evidence, history=history, max_rounds=max_rounds, zoom=zoom)
     tools = client if isinstance(client, CTTools) else CTTools(client)
     request = IIRInput(scan_path=scan, question=asked, masks=masks, volume=volume)
     emit = on_event or _nobody

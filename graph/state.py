@@ -39,6 +39,9 @@ class IIRConfig(Record):
     max_rounds: int = Field(default=8, ge=1)
     """Guard against endless rounds; hitting it is reported."""
 
+    zoom: bool | None = None
+    """Tokens of each organ's crop, too; ``None``: as the checkpoint was trained."""
+
     llm: str | None = None
     """Name of the LLM for the record; ``None``: what the chat model says of itself."""
 

@@ -49,13 +49,15 @@ class Asker:
         history: History | None = None,
         max_rounds: int | None = None,
         volume: int | None = None,
+        zoom: bool | None = None,
     ) -> Answer:
         """Reason about a scan; raises what the tools, the chat model and the graph raise."""
-        from tumorchain_agent.graph.prompts import check_question
+        from tumorchain_agent.graph.prompts import check_question, check_zoom
         from tumorchain_agent.graph.run import ask
 
         kind = evidence or "tokens"
         asked = check_question(question)
+        check_zoom(kind, zoom)
         async with relayed(reporter) as relay, self._connect() as client:
 
             def on_event(event: Event) -> None:
@@ -64,6 +66,8 @@ class Asker:
 
             relay("opening", 0.0)
             trained = self._trained_history(kind)
+            if kind == "tokens":
+                self._bench.served.zoom(zoom)
             chat_model = await self._chat_model(kind)
             return await ask(
                 client,
@@ -77,6 +81,7 @@ class Asker:
                 checkpoint_db=self._settings.cache_dir / THREADS,
                 on_event=on_event,
                 volume=volume,
+                zoom=zoom,
             )
 
     async def _chat_model(self, evidence: EvidenceKind) -> BaseChatModel:

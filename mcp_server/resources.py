@@ -33,6 +33,12 @@ class Resources:
         for template, reader, mime_type, description in (
             (uris.GLOBAL_TOKENS, self.global_tokens, SAFETENSORS, "τ_g: tensor 'tokens' [256, hidden]"),
             (uris.ROI_TOKENS, self.roi_tokens, SAFETENSORS, "τ_l of an organ: tensor 'tokens' [n, hidden]"),
+            (
+                uris.ZOOM_TOKENS,
+                self.zoom_tokens,
+                SAFETENSORS,
+                "an organ's zoomed tokens: 'tokens' [n, hidden]",
+            ),
             (uris.LABEL_MAP, self.label_map, NIFTI, "label map, TotalSegmentator ids 1..117, .nii.gz"),
             (uris.MASK, self.mask, NIFTI, "binary mask of an organ, .nii.gz on the CT's RAS+ grid"),
             (uris.PICTURE, self.picture, PNG, "slice through an organ with its outline"),
@@ -49,6 +55,13 @@ class Resources:
     ) -> bytes:
         return await self._read(
             lambda job: self._bench.roi_tokens_file(scan_id, checkpoint_id, segmentation_id, organ, job), ctx
+        )
+
+    async def zoom_tokens(
+        self, scan_id: str, checkpoint_id: str, segmentation_id: str, organ: str, ctx: Context
+    ) -> bytes:
+        return await self._read(
+            lambda job: self._bench.zoom_tokens_file(scan_id, checkpoint_id, segmentation_id, organ, job), ctx
         )
 
     async def label_map(self, scan_id: str, segmentation_id: str, ctx: Context) -> bytes:

@@ -20,6 +20,7 @@ if TYPE_CHECKING:
 
     from tumorchain_agent.model.checkpoint import CheckpointInfo
     from tumorchain_agent.model.vision import VisionTower
+    from tumorchain_agent.tools.zoom import Zoom
 
 
 class ServedCheckpoint:
@@ -59,6 +60,19 @@ class ServedCheckpoint:
     def preprocessing_key(self) -> str:
         """Content key of how scans are prepared for it."""
         return content_key(self.preprocessing.as_dict())
+
+    def zoom(self, wanted: bool | None = None) -> Zoom | None:
+        """How it zooms into organs, or ``None``: as it was trained, unless ``wanted`` is false.
+
+        Raises CheckpointError when zoom is wanted of a checkpoint that wasn't trained with it.
+        """
+        trained = self.info.zoom
+        if wanted and trained is None:
+            raise CheckpointError(
+                f"checkpoint {self.checkpoint_id} was not trained with ROI zoom, so zoomed tokens would be noise "
+                "to it; ask without zoom, or serve a checkpoint that was"
+            )
+        return trained if wanted is not False else None
 
     def check_id(self, checkpoint_id: str) -> None:
         """Raises CheckpointError when evidence of another checkpoint is asked for."""

@@ -69,11 +69,14 @@ def tell_measurements(found: MeasurementSet) -> str:
 def tell_tokens(found: TokenSet) -> str:
     what = "global tokens of the scan" if found.organ is None else f"ROI tokens of {found.organ}"
     covered = f" from {found.cells} patches" if found.cells else ""
-    return _lines(
+    lines = [
         f"{found.count} {what}{covered}, {found.hidden_size} wide, of checkpoint {found.checkpoint_id}: "
-        f"{found.uri}",
-        notices=found.notices,
-    )
+        f"{found.uri}"
+    ]
+    if found.zoom is not None:
+        zoom = found.zoom
+        lines.append(f"{zoom.count} more at higher resolution, {zoom.side_mm:.0f} mm across: {zoom.uri}")
+    return _lines(*lines, notices=found.notices)
 
 
 def tell_classifications(found: ClassificationSet) -> str:

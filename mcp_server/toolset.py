@@ -48,6 +48,13 @@ Masks = Annotated[
         "grid, ids of TotalSegmentator's task total v2."
     ),
 ]
+Zoom = Annotated[
+    bool | None,
+    Field(
+        description="Also look at each organ's own crop at higher resolution. "
+        "Default: as the checkpoint was trained."
+    ),
+]
 Plane = Literal["axial", "coronal", "sagittal"]
 
 
@@ -144,14 +151,22 @@ class Toolset:
         )
 
     async def extract_roi_tokens(
-        self, scan_id: ScanId, organ: Organ, ctx: Context, segmentation_id: SegmentationId = None
+        self,
+        scan_id: ScanId,
+        organ: Organ,
+        ctx: Context,
+        segmentation_id: SegmentationId = None,
+        zoom: Zoom = None,
     ) -> Annotated[CallToolResult, TokenSet]:
         """Extract the tokens of one organ (a tokens:// resource), for a TumorChain language model.
 
+        A checkpoint that was trained with ROI zoom gives a second resource in `zoom`: tokens of the organ's crop.
         An organ that was not found in the scan gives count 0 and a notice: it is not assessed, which does not
         mean normal."""
         return await answered(
-            in_thread(lambda job: self._bench.extract_roi_tokens(scan_id, organ, segmentation_id, job), ctx),
+            in_thread(
+                lambda job: self._bench.extract_roi_tokens(scan_id, organ, segmentation_id, zoom, job), ctx
+            ),
             texts.tell_tokens,
         )
 
@@ -212,6 +227,7 @@ class Toolset:
         ] = None,
         max_rounds: Annotated[int | None, Field(ge=1, description="Limit of rounds.")] = None,
         volume: Volume = None,
+        zoom: Zoom = None,
     ) -> Annotated[CallToolResult, Answer]:
         """Answer a question about a CT scan by TumorChain's iterative reasoning: the whole chain in one call.
 
@@ -229,6 +245,7 @@ class Toolset:
                 history=history,
                 max_rounds=max_rounds,
                 volume=volume,
+                zoom=zoom,
             ),
             texts.tell_answer,
         )

@@ -10,6 +10,7 @@ from urllib.parse import quote
 
 GLOBAL_TOKENS = "tokens://{scan_id}/{checkpoint_id}/global"
 ROI_TOKENS = "tokens://{scan_id}/{checkpoint_id}/{segmentation_id}/{organ}"
+ZOOM_TOKENS = "tokens://{scan_id}/{checkpoint_id}/{segmentation_id}/{organ}/zoom"
 LABEL_MAP = "mask://{scan_id}/{segmentation_id}/label-map"
 MASK = "mask://{scan_id}/{segmentation_id}/organ/{organ}"
 PICTURE = "picture://{scan_id}/{segmentation_id}/{organ}/{plane}/{window}"

@@ -17,6 +17,7 @@ from tumorchain_agent.mcp_server.store import Entry, Store
 from tumorchain_agent.records import Notice
 from tumorchain_agent.tools import distribution
 from tumorchain_agent.tools.preprocess import ModelVolume, preprocess
+from tumorchain_agent.tools.zoom import Crop, Zoom, zoom_in
 
 
 class Views:
@@ -56,6 +57,14 @@ class Views:
             np.save(target, organ_coverage(label_map.labels, volume.scan_affine, volume))
 
         return self._store.get_or_make(entry, make, job)[0]
+
+    def crop(self, scan_id: str, segmentation_id: str, organ: str, zoom: Zoom, job: Job) -> Crop | None:
+        """An organ at higher resolution; ``None`` when there is nothing of it. Not kept: its tokens are."""
+        whole = self.volume(scan_id, job.part(0.0, 0.4))
+        labels = self._segmentations.label_map(scan_id, segmentation_id, job).labels
+        ct = self._scans.ct(scan_id, job)
+        job.progress("cropping the organ", 0.5)
+        return zoom_in(ct, labels, organ, whole, zoom, self._served.preprocessing)
 
     def notices(self, scan_id: str, job: Job) -> tuple[Notice, ...]:
         """What limits the worth of anything that the checkpoint says about this scan."""

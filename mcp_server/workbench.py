@@ -147,12 +147,18 @@ class Workbench:
         return self._vision.global_tokens(scan_id, job)
 
     def extract_roi_tokens(
-        self, scan_id: str, organ: str, segmentation_id: str | None = None, job: Job = SILENT
+        self,
+        scan_id: str,
+        organ: str,
+        segmentation_id: str | None = None,
+        zoom: bool | None = None,
+        job: Job = SILENT,
     ) -> TokenSet:
-        """τ_l; count 0 and a notice for an absent organ."""
+        """τ_l; count 0 and a notice for an absent organ. ``zoom``: as the checkpoint was trained, unless false."""
         name = resolve_organ(organ)
+        self.served.zoom(zoom)
         info = self._segmented(scan_id, segmentation_id, job)
-        return self._vision.roi_tokens(scan_id, info.weights_id, name, job.part(0.9, 1.0))
+        return self._vision.roi_tokens(scan_id, info.weights_id, name, job.part(0.9, 1.0), zoom)
 
     def classify_abnormality(
         self,
@@ -216,6 +222,12 @@ class Workbench:
     ) -> bytes:
         """``tokens://…``: safetensors, ``tokens`` [n, hidden]."""
         return self._vision.roi_file(scan_id, checkpoint_id, segmentation_id, resolve_organ(organ), job)
+
+    def zoom_tokens_file(
+        self, scan_id: str, checkpoint_id: str, segmentation_id: str, organ: str, job: Job = SILENT
+    ) -> bytes:
+        """``tokens://…/zoom``: safetensors, ``tokens`` [n, hidden]."""
+        return self._vision.zoom_file(scan_id, checkpoint_id, segmentation_id, resolve_organ(organ), job)
 
     def label_map_file(self, scan_id: str, segmentation_id: str, job: Job = SILENT) -> bytes:
         """``mask://…/label-map``: ``.nii.gz``, ids 0..117 on the CT's RAS+ grid."""

@@ -8,8 +8,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Mapping
 from functools import lru_cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final, Literal
@@ -20,7 +19,9 @@ from tumorchain_agent import __version__
 from tumorchain_agent.errors import CheckpointError
 from tumorchain_agent.model.config import Size, VisionConfig
 from tumorchain_agent.model.new_folder import new_folder
+from tumorchain_agent.model.quiet import quiet_transformers
 from tumorchain_agent.records import DISCLAIMER, Record
+from tumorchain_agent.tools.zoom import Zoom
 
 if TYPE_CHECKING:
     import torch
@@ -64,6 +65,8 @@ class CheckpointInfo(Record):
     """Weight of the classifier's loss in eq. 8."""
     history: Literal["append", "latest"] = "append"
     """Message history it was trained with: all evidence kept (eq. 3) or only the latest (eq. 7)."""
+    zoom: Zoom | None = None
+    """How organs are zoomed into; ``None``: it was trained without (any checkpoint that doesn't say)."""
     provenance: dict[str, JsonValue]
     training_distribution: dict[str, JsonValue] = Field(default_factory=dict)
     """Summary of the training scans, for warnings about input unlike them."""
@@ -96,6 +99,7 @@ def save_checkpoint(
     training_distribution: Mapping[str, Any] | None = None,
     alpha: float = 1.0,
     history: Literal["append", "latest"] = "append",
+    zoom: Zoom | None = None,
     intended_use: str = INTENDED_USE,
     weights_dtype: torch.dtype | None = None,
 ) -> CheckpointInfo:
@@ -118,6 +122,7 @@ def save_checkpoint(
             training_distribution=training_distribution,
             alpha=alpha,
             history=history,
+            zoom=zoom,
             intended_use=intended_use,
         )
 
@@ -132,6 +137,7 @@ def write_info(
     training_distribution: Mapping[str, Any] | None = None,
     alpha: float = 1.0,
     history: Literal["append", "latest"] = "append",
+    zoom: Zoom | None = None,
     intended_use: str = INTENDED_USE,
     weights: Mapping[str, WeightsFile] | None = None,
 ) -> CheckpointInfo:
@@ -151,6 +157,7 @@ def write_info(
         organ_table_hash=organ_table_hash(),
         alpha=alpha,
         history=history,
+        zoom=zoom,
         provenance=_as_json(provenance),
         training_distribution=_as_json(training_distribution or {}),
         intended_use=intended_use,
@@ -237,7 +244,7 @@ def load_llm(
             _check_content(folder, name, info)
     load: Any = Qwen2ForCausalLM.from_pretrained
     try:
-        with _quiet_transformers():
+        with quiet_transformers():
             llm, loading = load(
                 folder,
                 dtype=dtype or torch.float32,
@@ -344,7 +351,7 @@ def _sha256(path: Path, _size: int, _mtime_ns: int) -> str:
 def _write_llm(
     draft: Path, llm: Qwen2ForCausalLM, tokenizer: PreTrainedTokenizerFast, dtype: torch.dtype | None
 ) -> None:
-    with _quiet_transformers():
+    with quiet_transformers():
         if dtype is None:
             llm.save_pretrained(draft)
         else:
@@ -371,21 +378,6 @@ def write_vision(draft: Path, tower: VisionTower, dtype: torch.dtype | None = No
     if dtype is not None:
         state = {key: v.to(dtype) if v.is_floating_point() else v for key, v in state.items()}
     save_file(state, draft / VISION_WEIGHTS, metadata={"format": "pt"})
-
-
-@contextmanager
-def _quiet_transformers() -> Iterator[None]:
-    """No progress bars of transformers on stderr: loading is reported by the caller."""
-    import transformers
-
-    logging: Any = transformers.utils.logging
-    enabled = logging.is_progress_bar_enabled()
-    logging.disable_progress_bar()
-    try:
-        yield
-    finally:
-        if enabled:
-            logging.enable_progress_bar()
 
 
 def _as_json(data: Mapping[str, Any]) -> dict[str, Any]:

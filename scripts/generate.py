@@ -130,7 +130,10 @@ def _usage(action: argparse.Action) -> str:
     value = " ".join(action.metavar) if isinstance(action.metavar, tuple) else action.metavar
     if action.choices is not None:
         value = "\\|".join(str(choice) for choice in action.choices)
-    name = action.option_strings[-1] if action.option_strings else ""
+    named = action.option_strings[-1:]
+    if isinstance(action, argparse.BooleanOptionalAction):
+        named = action.option_strings
+    name = "\\|".join(named)
     shown = " ".join(part for part in (name, value if action.nargs != 0 else None) if part)
     return f"`{shown}`"
 

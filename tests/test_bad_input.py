@@ -216,6 +216,14 @@ def images_for_a_checkpoint(desk: Desk) -> None:
     desk.options += ["--evidence", "images"]
 
 
+def zoom_of_a_checkpoint_without(desk: Desk) -> None:
+    desk.options += ["--zoom"]
+
+
+def zoom_without_tokens(desk: Desk) -> None:
+    desk.options += ["--zoom", "--evidence", "text"]
+
+
 CASES: dict[Callable[[Desk], None], str] = {
     missing_file: "did you mean",
     not_nifti: "bad.nii.gz",
@@ -250,6 +258,8 @@ CASES: dict[Callable[[Desk], None], str] = {
     unknown_flag: "--mask",
     zero_rounds: "--max-rounds",
     images_for_a_checkpoint: "--llm-url",
+    zoom_of_a_checkpoint_without: "was not trained with ROI zoom",
+    zoom_without_tokens: "leave it out, or take --evidence tokens",
 }
 """What a case does, and a part of the line that it must give."""
 

@@ -211,6 +211,7 @@ def test_reaching_the_limit_of_rounds_is_said() -> None:
         ("**Findings:** a\n\n**Impression:** b", ["Findings", "Impression"]),
         ("## Findings: a\n## Pathology: b", ["Findings", "Pathology"]),
         ("Yes.\nfinding: a\nconclusions: b", [None, "Findings", "Conclusion"]),
+        ("Pathology: cT2 N0 M0. Answer: pancreas.", ["Pathology", "Short answer"]),
         ("The pathology: unknown. No heading here", [None]),
         ("", []),
     ],

@@ -69,7 +69,7 @@ def test_imports_go_one_way() -> None:
 
 def allowed_for(parts: tuple[str, ...]) -> set[str]:
     own = room_of(parts)
-    evaluates = own == "training" and "evaluat" in parts[-1]
+    evaluates = own == "training" and ("evaluat" in parts[-1] or parts[1] == "suite")
     return BELOW[own] | ({"graph", "mcp_server"} if evaluates else set())
 
 
@@ -91,6 +91,8 @@ def test_rooms_are_imported_by_their_full_name() -> None:
         (("mcp_server", "server"), "graph", True),
         (("training", "trainer"), "graph", False),
         (("training", "evaluate"), "graph", True),
+        (("training", "suite", "talks"), "graph", True),
+        (("training", "hco", "trainer"), "graph", False),
         (("errors",), "tools", False),
         (("cli",), "training", True),
     ],

@@ -64,6 +64,40 @@ def world_bbox(affine: Affine, shape: tuple[int, ...]) -> tuple[NDArray[np.float
     return outer.min(axis=0), outer.max(axis=0)
 
 
+def block(
+    affine: Affine, shape: tuple[int, ...], low: ArrayLike, high: ArrayLike, extra: int = 1
+) -> tuple[tuple[slice, slice, slice], Affine]:
+    """The smallest block of voxels that holds a box (mm), ``extra`` voxels wider on every side where there are any.
+
+    Returns its index slices and its own affine; the slices are empty where the box lies outside the grid.
+    """
+    axes = np.stack([np.asarray(low, np.float64), np.asarray(high, np.float64)], axis=1)
+    ends = np.stack(np.meshgrid(*axes, indexing="ij"), axis=-1).reshape(-1, 3)
+    reach = apply_affine(np.asarray(np.linalg.inv(affine), np.float64), ends)
+    size = np.array(shape[:3])
+    first = np.clip(np.floor(reach.min(axis=0) + 0.5).astype(int) - extra, 0, size)
+    last = np.clip(np.ceil(reach.max(axis=0) + 0.5).astype(int) + extra, first, size)
+    own = affine.copy()
+    own[:3, 3] = apply_affine(affine, first)
+    x, y, z = (slice(int(a), int(b)) for a, b in zip(first, last, strict=True))
+    return (x, y, z), own
+
+
+def extent(mask: NDArray[np.bool_], affine: Affine) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
+    """Smallest and largest x, y, z in mm of a mask's voxels [i, j, k], of which there must be one.
+
+    To the voxels' faces where the grid is parallel to the patient's axes, to within a voxel where it is oblique.
+    """
+    lines = mask.any(axis=0)
+    y, z = np.nonzero(lines)
+    first = mask.argmax(axis=0)[y, z]
+    last = mask.shape[0] - 1 - mask[::-1].argmax(axis=0)[y, z]
+    ends = np.concatenate([np.stack([first, y, z], axis=1), np.stack([last, y, z], axis=1)])
+    centres = apply_affine(affine, ends)
+    half = np.linalg.norm(affine[:3, :3], axis=1) / 2
+    return centres.min(axis=0) - half, centres.max(axis=0) + half
+
+
 def is_axis_aligned(affine: Affine, shape: tuple[int, ...]) -> bool:
     """Whether a RAS+ grid's axes are the patient's axes.
 

@@ -96,6 +96,15 @@ class _Source:
     """Voxels along x, y, z."""
 
 
+@dataclass(frozen=True)
+class _Part:
+    """A block of a scan's voxels; nothing is copied."""
+
+    hu: NDArray[np.float32]
+    """[x, y, z]."""
+    affine: Affine
+
+
 def preprocess(ct: CT, config: Preprocessing | None = None) -> ModelVolume:
     """Window, crop to the body, pad and resize a CT; deterministic, about one slab beyond the CT in memory.
 
@@ -109,13 +118,25 @@ def preprocess(ct: CT, config: Preprocessing | None = None) -> ModelVolume:
     config = config or Preprocessing()
     low, high = body_box(ct, config.body_above_hu)
     box_low, box_high = _model_box(low, high, config)
-    affine = _model_affine(box_low, box_high, config.shape)
+    return volume_of(ct, box_low, box_high, config)
+
+
+def volume_of(
+    ct: CT, low: NDArray[np.float64], high: NDArray[np.float64], config: Preprocessing
+) -> ModelVolume:
+    """A box of a CT (smallest and largest x, y, z in mm) as a model volume, as ``preprocess`` makes the body's.
+
+    Only the part of the scan that the box needs is read. The box gives the model's field of view as it is: who
+    asks for a square one gets square pixels.
+    """
+    (x, y, z), affine = grid.block(ct.affine, ct.shape, low, high, extra=2)
+    part = _Part(ct.hu[x, y, z], affine)
     if grid.is_axis_aligned(ct.affine, ct.shape):
-        source = _aligned_source(ct, config.range_hu)
+        source = _aligned_source(part, config.range_hu)
     else:
-        source = _oblique_source(ct, config.range_hu, box_low, box_high)
-    volume = _average(source, box_low, box_high, config.shape)
-    return ModelVolume(volume[None], affine, ct.affine.copy())
+        source = _oblique_source(part, config.range_hu, low, high)
+    volume = _average(source, low, high, config.shape)
+    return ModelVolume(volume[None], _model_affine(low, high, config.shape), ct.affine.copy())
 
 
 def body_mask(ct: CT, above_hu: float = -300.0) -> tuple[NDArray[np.bool_], NDArray[np.int64]]:
@@ -144,15 +165,12 @@ def body_mask(ct: CT, above_hu: float = -300.0) -> tuple[NDArray[np.bool_], NDAr
 def body_box(ct: CT, above_hu: float = -300.0) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
     """Smallest and largest x, y, z in mm of the body, to within one voxel of body_mask's grid (3 mm)."""
     mask, strides = body_mask(ct, above_hu)
-    lines = mask.any(axis=0)
-    y, z = np.nonzero(lines)
-    first = mask.argmax(axis=0)[y, z]
-    last = mask.shape[0] - 1 - mask[::-1].argmax(axis=0)[y, z]
-    ends = np.concatenate([np.stack([first, y, z], axis=1), np.stack([last, y, z], axis=1)])
-    centres = grid.apply_affine(ct.affine, ends * strides + (strides - 1) / 2)
-    half = np.linalg.norm(ct.affine[:3, :3] * strides, axis=1) / 2
+    coarse = ct.affine.copy()
+    coarse[:3, :3] *= strides
+    coarse[:3, 3] = grid.apply_affine(ct.affine, (strides - 1) / 2)
+    low, high = grid.extent(mask, coarse)
     scan_low, scan_high = grid.world_bbox(ct.affine, ct.shape)
-    return np.maximum(centres.min(axis=0) - half, scan_low), np.minimum(centres.max(axis=0) + half, scan_high)
+    return np.maximum(low, scan_low), np.minimum(high, scan_high)
 
 
 def _model_box(
@@ -183,29 +201,30 @@ def _to_unit(slab: NDArray[np.float32], range_hu: tuple[float, float]) -> NDArra
     return unit
 
 
-def _aligned_source(ct: CT, range_hu: tuple[float, float]) -> _Source:
-    stacked = ct.hu.T
+def _aligned_source(part: _Part, range_hu: tuple[float, float]) -> _Source:
+    stacked = part.hu.T
 
     def read(start: int, stop: int) -> NDArray[np.float32]:
         return _to_unit(stacked[start:stop], range_hu)
 
-    return _Source(read, ct.affine[:3, 3].copy(), np.diag(ct.affine)[:3].copy(), ct.shape)
+    x, y, z = part.hu.shape
+    return _Source(read, part.affine[:3, 3].copy(), np.diag(part.affine)[:3].copy(), (x, y, z))
 
 
 def _oblique_source(
-    ct: CT, range_hu: tuple[float, float], low: NDArray[np.float64], high: NDArray[np.float64]
+    part: _Part, range_hu: tuple[float, float], low: NDArray[np.float64], high: NDArray[np.float64]
 ) -> _Source:
     """The part of an oblique scan inside a box (mm), resampled slab by slab onto the patient's axes."""
     from scipy import ndimage
 
-    scan_low, scan_high = grid.world_bbox(ct.affine, ct.shape)
-    low, high = np.maximum(low, scan_low), np.minimum(high, scan_high)
-    step = np.array(ct.spacing_mm)
+    part_low, part_high = grid.world_bbox(part.affine, part.hu.shape)
+    low, high = np.maximum(low, part_low), np.minimum(high, part_high)
+    step = np.array(grid.spacing(part.affine))
     sizes = np.maximum(1, np.ceil((high - low) / step - 1e-6)).astype(int)
     count = (int(sizes[0]), int(sizes[1]), int(sizes[2]))
     first = (low + high) / 2 - (sizes - 1) / 2 * step
-    unit = _to_unit(ct.hu, range_hu)
-    to_scan = np.asarray(np.linalg.inv(ct.affine), np.float64)
+    unit = _to_unit(part.hu, range_hu)
+    to_scan = np.asarray(np.linalg.inv(part.affine), np.float64)
     matrix = to_scan[:3, :3] * step
 
     def read(start: int, stop: int) -> NDArray[np.float32]:

@@ -26,9 +26,10 @@ from tumorchain_agent.model.template import (
     render,
 )
 from tumorchain_agent.model.vision import VisionTower
-from tumorchain_agent.model.wording import absent_text, attention_text
+from tumorchain_agent.model.wording import absent_text, attention_text, zoom_text
 from tumorchain_agent.training.atomic import save_torch
 from tumorchain_agent.training.cases import TokenCase
+from tumorchain_agent.training.modes import Mode, ModeOdds
 from tumorchain_agent.training.optimizer import MuonAdamW, split, trapezoid
 from tumorchain_agent.training.packing import Block, packed_hidden
 from tumorchain_agent.training.phantom.text import Sample, compose
@@ -63,6 +64,8 @@ class LLMStageConfig(BaseModel):
     """Last share of the run, over which the rate falls linearly to 0."""
     alpha: float = 1.0
     """Weight of Cls's cross-entropy in eq. 8."""
+    modes: ModeOdds = ModeOdds()
+    """With and without IIR and CoT, all in one model: the ablation is one of inference on the same weights."""
     seed: int = 0
     save_every_s: float = 120.0
 
@@ -97,6 +100,10 @@ def _evidence_parts(case: TokenCase, organs: tuple[str, ...]) -> Iterator[Part]:
         if organ in case.roi:
             yield attention_text(organ)
             yield case.roi[organ]
+            if organ in case.zoomed:
+                side_mm, tokens = case.zoomed[organ]
+                yield zoom_text(organ, side_mm)
+                yield tokens
         else:
             yield absent_text(organ)
 
@@ -123,9 +130,15 @@ Group = list[Encoded]
 
 
 def sample_stream(
-    cases: list[TokenCase], tokenizer: PreTrainedTokenizerFast, seed: int, patients: int, questions: int
+    cases: list[TokenCase],
+    tokenizer: PreTrainedTokenizerFast,
+    seed: int,
+    patients: int,
+    questions: int,
+    modes: ModeOdds | None = None,
 ) -> Iterator[list[Group]]:
-    """Endless batches of ``patients`` groups; questions and wordings are drawn anew for every visit."""
+    """Endless batches of ``patients`` groups; questions, modes and wordings are drawn anew for every visit."""
+    modes = modes or ModeOdds()
     rng = np.random.default_rng([11, seed])
     names = list(SUBTASK_ODDS)
     odds = np.array(list(SUBTASK_ODDS.values()))
@@ -136,9 +149,13 @@ def sample_stream(
             for i in chosen:
                 case = cases[int(i)]
                 subtasks = rng.choice(names, size=questions, p=odds / odds.sum())
-                samples = [compose(rng, case.truth, str(s), case.suspicion) for s in subtasks]
+                samples = [_composed(rng, case, str(s), modes.draw(rng)) for s in subtasks]
                 groups.append([encode(case, sample, tokenizer) for sample in samples])
             yield groups
+
+
+def _composed(rng: np.random.Generator, case: TokenCase, subtask: str, mode: Mode) -> Sample:
+    return compose(rng, case.truth, subtask, case.suspicion, iir=mode.iir, cot=mode.cot)
 
 
 @dataclass(frozen=True)
@@ -203,7 +220,7 @@ def train_llm(
     start = saved = time.monotonic()
     running = 0.0
     for step, batch in enumerate(
-        sample_stream(cases, tokenizer, config.seed, config.patients, config.questions), 1
+        sample_stream(cases, tokenizer, config.seed, config.patients, config.questions, config.modes), 1
     ):
         progress = min((time.monotonic() - start) / (config.minutes * 60), 1.0)
         optimizer.set_rate(trapezoid(progress, config.warmup, config.decay))
@@ -257,7 +274,7 @@ def held_out_loss(
 ) -> float:
     """Text loss on patients that weren't trained on."""
     llm.train(False)
-    stream = sample_stream(cases, tokenizer, 10_000, config.patients, config.questions)
+    stream = sample_stream(cases, tokenizer, 10_000, config.patients, config.questions, config.modes)
     values = [joint_loss(config, llm, tower, next(stream))[1] for _ in range(4)]
     llm.train()
     return float(np.mean(values))

@@ -20,10 +20,11 @@ from tumorchain_agent.model.config import VisionConfig
 from tumorchain_agent.model.llm import build_llm, llm_config
 from tumorchain_agent.model.tokenizer import build_nano_tokenizer
 from tumorchain_agent.model.vision import VisionTower
-from tumorchain_agent.model.wording import absent_text, attention_text
+from tumorchain_agent.model.wording import WITHOUT_COT, WITHOUT_IIR, absent_text, attention_text, zoom_text
 from tumorchain_agent.tools.distribution import Statistics, fit_ranges, volume_statistics
 from tumorchain_agent.tools.preprocess import Preprocessing, preprocess
 from tumorchain_agent.tools.scan import open_ct
+from tumorchain_agent.tools.zoom import Zoom
 from tumorchain_agent.training.atomic import save_torch
 from tumorchain_agent.training.cases import TokenCase, token_cases
 from tumorchain_agent.training.llm_stage import LLMStageConfig, train_llm
@@ -31,13 +32,12 @@ from tumorchain_agent.training.phantom.export import write_cohort
 from tumorchain_agent.training.phantom.patient import ORGANS, Truth
 from tumorchain_agent.training.phantom.text import QUESTIONS, compose
 from tumorchain_agent.training.phantom.volume import Pool, make_pool
+from tumorchain_agent.training.seeds import DISTRIBUTION_SEED, TRAINING_SEED, VALIDATION_SEED
 from tumorchain_agent.training.targets import PhantomStream, stack
 from tumorchain_agent.training.tasks import SUBTASKS
 from tumorchain_agent.training.vision_stage import VisionModel, VisionStageConfig, train_vision
 
 log = logging.getLogger(__name__)
-VALIDATION_SEED, TRAINING_SEED, DISTRIBUTION_SEED = 900_000, 1_000_000, 3_000_000
-"""First seeds of anatomies to validate on, to train on, and to describe the training distribution with."""
 
 
 class NanoConfig(BaseModel):
@@ -53,6 +53,9 @@ class NanoConfig(BaseModel):
     described: int = 24
     """Scans from which the ranges of the training distribution are taken."""
     vocabulary: int = 1024
+    zoom: Zoom | None = None
+    """ROI zoom: the LLM gets organs' crops, too, and the checkpoint says so; ``vision.zoom_share`` teaches the encoder
+    to read them."""
     vision: VisionStageConfig = VisionStageConfig()
     llm: LLMStageConfig = LLMStageConfig()
     llm_sizes: dict[str, int] = {}
@@ -65,8 +68,9 @@ def train_nano(config: NanoConfig, work: Path, out: Path) -> CheckpointInfo:
     pool = _pool(work / "pool", config.anatomies, TRAINING_SEED)
     validation = _pool(work / "pool_validation", config.validation_anatomies, VALIDATION_SEED)
     vision = _vision(config, pool, validation, work / "vision")
-    cases = _cases(vision, pool, config.patients, config.llm.seed, work / "cases.pt")
-    held_out = _cases(vision, validation, config.held_out, config.llm.seed, work / "held_out.pt")
+    kind = "_zoomed.pt" if config.zoom else ".pt"
+    cases = _cases(config, vision, pool, config.patients, work / f"cases{kind}")
+    held_out = _cases(config, vision, validation, config.held_out, work / f"held_out{kind}")
     tokenizer = build_nano_tokenizer(corpus(cases), vocabulary=config.vocabulary)
     torch.manual_seed(config.llm.seed)
     llm = build_llm(llm_config("nano", tokenizer, **config.llm_sizes))
@@ -86,6 +90,7 @@ def train_nano(config: NanoConfig, work: Path, out: Path) -> CheckpointInfo:
             "statistics": fit_ranges(described_statistics(work / "described", config.described))
         },
         alpha=config.llm.alpha,
+        zoom=config.zoom,
     )
 
 
@@ -99,13 +104,15 @@ def _pool(folder: Path, count: int, seed: int) -> Pool:
 def _vision(config: NanoConfig, pool: Pool, validation: Pool, folder: Path) -> VisionModel:
     stream = iter(PhantomStream(validation, config.vision.seed, diseases=(0.4, 0.6)))
     batches = [stack([next(stream) for _ in range(16)]) for _ in range(12)]
-    return train_vision(config.vision, pool, batches, folder)
+    vision = config.vision.model_copy(update={"zoom": config.zoom or config.vision.zoom})
+    return train_vision(vision, pool, batches, folder)
 
 
-def _cases(vision: VisionModel, pool: Pool, count: int, seed: int, path: Path) -> list[TokenCase]:
+def _cases(config: NanoConfig, vision: VisionModel, pool: Pool, count: int, path: Path) -> list[TokenCase]:
     if not path.exists():
         log.info("encoding %d patients", count)
-        save_torch({"cases": [asdict(case) for case in token_cases(vision, pool, count, seed)]}, path)
+        found = token_cases(vision, pool, count, config.llm.seed, zoom=config.zoom)
+        save_torch({"cases": [asdict(case) for case in found]}, path)
     stored = torch.load(path, weights_only=False)["cases"]
     return [TokenCase(**{**case, "truth": _truth(case["truth"])}) for case in stored]
 
@@ -119,10 +126,12 @@ def corpus(cases: list[TokenCase], seed: int = 0) -> list[str]:
     rng = np.random.default_rng([13, seed])
     texts = [question for questions in QUESTIONS.values() for question in questions]
     texts += [words(organ) for organ in ORGANS for words in (attention_text, absent_text)]
+    texts += [zoom_text(organ, side_mm) for c in cases[:100] for organ, (side_mm, _) in c.zoomed.items()]
     for case in cases[:600]:
         for subtask in SUBTASKS:
             sample = compose(rng, case.truth, subtask, case.suspicion)
             texts += [sample.question, *sample.texts]
+    texts += [WITHOUT_IIR, WITHOUT_COT] * (len(texts) // 20)
     return texts
 
 

@@ -23,6 +23,7 @@ from tumorchain_agent.training.phantom.anatomy import ORGAN_IDS
 from tumorchain_agent.training.phantom.export import save_nifti
 from tumorchain_agent.training.phantom.patient import ORGANS, Case, generate
 from tumorchain_agent.training.phantom.render import to_stored
+from tumorchain_agent.training.seeds import QUICK_SEED
 
 if TYPE_CHECKING:
     from langchain_core.language_models import BaseChatModel
@@ -32,8 +33,6 @@ if TYPE_CHECKING:
     from tumorchain_agent.settings import Settings
 
 QUESTION = "Is there a tumor, and in which organ?"
-FIRST_SEED = 5_000_000
-"""Quick evaluation draws its patients from here on; training never does."""
 STRATA = ("< 2 cm", "2-4 cm", "> 4 cm")
 MasksFrom = Literal["segmentation", "truth"]
 
@@ -110,7 +109,7 @@ def dice_by_organ(predicted: NDArray[np.uint8], truth: NDArray[np.uint8]) -> dic
 async def evaluate_quick(
     settings: Settings,
     patients: int,
-    first_seed: int = FIRST_SEED,
+    first_seed: int = QUICK_SEED,
     masks: MasksFrom = "segmentation",
     on_patient: Callable[[int, Verdict], None] | None = None,
 ) -> QuickResult:

@@ -11,12 +11,13 @@ from pathlib import Path
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from pydantic import BaseModel, ConfigDict
+from pydantic import BaseModel, ConfigDict, Field
 from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.utils.data import DataLoader
 
 from tumorchain_agent.model.nano_encoder import NanoEncoderConfig
+from tumorchain_agent.tools.zoom import Zoom
 from tumorchain_agent.training.atomic import save_torch
 from tumorchain_agent.training.optimizer import MuonAdamW, split, trapezoid
 from tumorchain_agent.training.phantom.volume import Pool
@@ -44,6 +45,10 @@ class VisionStageConfig(BaseModel):
     """Last share of the run, over which the rate falls linearly to 0."""
     replay: int = 3
     """How often a rendered patient is shown: rendering costs a third of a step."""
+    zoom_share: float = Field(default=0.0, ge=0, le=1)
+    """Share of the samples that are crops of organs, for ROI zoom; .35 is recommended with it."""
+    zoom: Zoom = Zoom()
+    """How those crops are taken: as the checkpoint will take them."""
     alpha: float = 1.0
     """Weight of Cls's cross-entropy (eq. 8)."""
     dense: float = 1.0
@@ -112,7 +117,15 @@ def train_vision(config: VisionStageConfig, pool: Pool, validation: list[Batch],
     """Train and keep ``out/vision.pt`` up to date; resumes from it when it is there."""
     out.mkdir(parents=True, exist_ok=True)
     training = _Training(config, out / "vision.pt")
-    stream = PhantomStream(pool, config.seed, int(training.state["step"]), config.diseases, config.replay)
+    stream = PhantomStream(
+        pool,
+        config.seed,
+        int(training.state["step"]),
+        config.diseases,
+        config.replay,
+        config.zoom_share,
+        config.zoom,
+    )
     loader = DataLoader(
         stream,
         config.batch,

@@ -4,9 +4,17 @@ from __future__ import annotations
 
 import ctypes
 import os
+from concurrent.futures import ProcessPoolExecutor
+from multiprocessing import get_context
 
 _TRIM_THRESHOLD, _TOP_PAD, _MMAP_THRESHOLD = -1, -2, -3
 """Parameters of glibc's ``mallopt``."""
+
+
+def worker_pool(workers: int) -> ProcessPoolExecutor:
+    """Calm processes that begin anew: one forked from a process that has run PyTorch on threads can hang in its first
+    operation, waiting for threads that it doesn't have."""
+    return ProcessPoolExecutor(workers, get_context("spawn"), initializer=calm_worker)
 
 
 def calm_worker() -> None:

@@ -54,6 +54,11 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         choices=("append", "latest"),
         help="keep all rounds, or only the latest (default: as the checkpoint was trained)",
     )
+    parser.add_argument(
+        "--zoom",
+        action=argparse.BooleanOptionalAction,
+        help="also show each organ's crop at higher resolution (default: as the checkpoint was trained)",
+    )
     parser.add_argument("--max-rounds", metavar="N", type=whole(1), help="limit of rounds (default: 8)")
     parser.add_argument(
         "--out", metavar="DIR", type=Path, help="folder for the report (default: a new one below out/)"
@@ -102,10 +107,11 @@ def run(args: argparse.Namespace) -> int:
 
 def _check(args: argparse.Namespace) -> _Job:
     """All that can be told without opening a scan or loading a model."""
-    from tumorchain_agent.graph.prompts import check_question
+    from tumorchain_agent.graph.prompts import check_question, check_zoom
     from tumorchain_agent.output import OutputFolder
 
     question = check_question(args.question)
+    check_zoom(args.evidence, args.zoom)
     out = None
     if args.out is not None or not args.json:
         out = OutputFolder.check(args.out or DEFAULT_FOLDER / _stem(Path(args.scan)))
@@ -149,6 +155,8 @@ async def _ask(job: _Job, view: View) -> tuple[Answer, Material | None]:
     with closing(Workbench(job.settings)) as bench:
         async with connect_in_memory(build_server(bench)) as client:
             tools = CTTools(client)
+            if job.args.zoom:
+                bench.served.zoom(wanted=True)
             await _open(job, view, tools)
             trained: History = bench.served.info.history if job.args.evidence == "tokens" else "append"
             answer = await _reason(job, view, tools, job.args.history or trained)
@@ -192,6 +200,7 @@ async def _reason(job: _Job, view: View, tools: CTTools, history: History) -> An
         fresh=job.args.fresh,
         on_event=view.on_event,
         volume=job.args.volume,
+        zoom=job.args.zoom,
     )
 
 

@@ -7,10 +7,15 @@ import sys
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from tumorchain_agent import cli_evaluate_suite
 from tumorchain_agent.cli_numbers import whole
+from tumorchain_agent.errors import InputError
 
 if TYPE_CHECKING:
-    from tumorchain_agent.training.quick_evaluation import QuickResult, Verdict
+    from tumorchain_agent.training.quick_evaluation import MasksFrom, QuickResult, Verdict
+
+PATIENTS = 100
+"""Of --quick."""
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -21,29 +26,50 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         help="tumor presence and organ, by tumor size, through the whole agent",
     )
     what.add_argument(
+        "--suite",
+        choices=("phantom",),
+        help="the benchmark: the paper's 12 subtasks, ablations, baselines, and whether answers rest on the image",
+    )
+    what.add_argument(
         "--segmentation",
         nargs=2,
         metavar=("SCAN", "LABELMAP"),
         help="Dice of the installed segmentation weights on a scan, against a label map of yours",
     )
     parser.add_argument(
-        "--seed", metavar="S", type=whole(1), help="seed of the first phantom (default: 5000000)"
+        "--seed",
+        metavar="S",
+        type=whole(1),
+        help="seed of the first phantom (default: 5000000; --suite: 9000000)",
     )
-    parser.add_argument("--patients", metavar="N", type=whole(1), default=100, help="phantoms (default: 100)")
-    parser.add_argument("--model", metavar="DIR", type=Path, help="TumorChain checkpoint (default: nano)")
+    parser.add_argument(
+        "--patients", metavar="N", type=whole(1), help="phantoms (default: 100; --suite: 260)"
+    )
+    parser.add_argument(
+        "--model",
+        metavar="DIR",
+        type=Path,
+        action="append",
+        help="TumorChain checkpoint (default: nano); --suite compares several",
+    )
     parser.add_argument(
         "--masks",
         choices=("segmentation", "truth"),
-        default="segmentation",
-        help="segment each phantom, or give its true label map (default: segmentation)",
+        help="segment each phantom, or give its true label map (default: segmentation; --suite: truth)",
     )
     parser.add_argument("--json", action="store_true", help="print the result as JSON on stdout")
+    cli_evaluate_suite.add_arguments(parser)
 
 
 def run(args: argparse.Namespace) -> int:
     """Evaluate with a progress bar on stderr; the table or JSON goes to stdout."""
     import anyio
 
+    if args.suite:
+        return cli_evaluate_suite.run(args)
+    cli_evaluate_suite.refuse(args)
+    if len(args.model or ()) > 1:
+        raise InputError("--model is given more than once: only --suite compares several")
     if args.segmentation:
         return _segmentation(args)
     from tumorchain_agent.training.quick_evaluation import as_markdown
@@ -73,13 +99,16 @@ async def _evaluate(args: argparse.Namespace) -> QuickResult:
     from rich.progress import Progress
 
     from tumorchain_agent.cli_ask import load_settings
-    from tumorchain_agent.training.quick_evaluation import FIRST_SEED, evaluate_quick
+    from tumorchain_agent.training.quick_evaluation import evaluate_quick
+    from tumorchain_agent.training.seeds import QUICK_SEED
 
-    settings = load_settings(model=args.model)
+    settings = load_settings(model=args.model[0] if args.model else None)
+    patients = args.patients or PATIENTS
     with Progress(console=Console(file=sys.stderr)) as bar:
-        task = bar.add_task("phantoms", total=args.patients)
+        task = bar.add_task("phantoms", total=patients)
 
         def advance(_index: int, _verdict: Verdict) -> None:
             bar.advance(task)
 
-        return await evaluate_quick(settings, args.patients, args.seed or FIRST_SEED, args.masks, advance)
+        masks: MasksFrom = args.masks or "segmentation"
+        return await evaluate_quick(settings, patients, args.seed or QUICK_SEED, masks, advance)

@@ -170,7 +170,8 @@ class View:
             facts.append(f"{format_number(evidence.measurement.volume_ml)} ml")
             facts.append(f"{format_number(evidence.measurement.mean_hu, 0)} HU")
         if evidence.tokens is not None:
-            facts.append(f"{evidence.tokens.count} tokens")
+            zoom = evidence.tokens.zoom
+            facts.append(f"{evidence.tokens.count} tokens" + (f" + {zoom.count} zoomed" if zoom else ""))
         facts += [f"{len(evidence.pictures)} slices"] if evidence.pictures else []
         self._print(f"{INDENT}{name}: {', '.join(facts)}")
 

@@ -108,6 +108,18 @@ class Classification(Record):
     notices: tuple[Notice, ...] = ()
 
 
+class ZoomTokens(Record):
+    """An organ's tokens from its own crop of the CT, at higher resolution than those of the whole scan."""
+
+    uri: str
+    """``tokens://…/zoom``, as in ``TokenSet``."""
+    count: int
+    cells: int
+    """Patches of the crop's (8, 16, 16) grid that the organ covers, before pooling."""
+    side_mm: float
+    """The crop's field of view in-plane."""
+
+
 class TokenSet(Record):
     """Tokens in LLM space, kept as a resource and never inline."""
 
@@ -121,6 +133,8 @@ class TokenSet(Record):
     checkpoint_id: str
     cells: int = 0
     """Patches of the (8, 16, 16) grid that the organ covers, before pooling."""
+    zoom: ZoomTokens | None = None
+    """Further tokens of the organ from its crop; ``None`` where the checkpoint doesn't zoom into it."""
     from_cache: bool = False
     notices: tuple[Notice, ...] = ()
 

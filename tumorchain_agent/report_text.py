@@ -10,11 +10,13 @@ from tumorchain_agent.tools.organs import match_organs
 
 _HEADING = re.compile(
     r"(?:^|(?<=[.!?;:\n]))[ \t]*(?:[#>*_]+[ \t]*)?"
-    r"(findings?|impressions?|pathology|conclusions?|diagnosis|summary)"
+    r"(findings?|impressions?|pathology|conclusions?|diagnosis|summary|answer)"
     r"[ \t]*(?:\*\*|__)?[ \t]*:[ \t]*(?:\*\*|__)?",
     re.IGNORECASE | re.MULTILINE,
 )
-_PLURAL = {"finding": "findings", "impressions": "impression", "conclusions": "conclusion"}
+_TITLES = {
+    "finding": "findings", "impressions": "impression", "conclusions": "conclusion", "answer": "short answer",
+}  # fmt: skip
 _BULLET = re.compile(r"^[ \t]*(?:[-*•]|\d{1,2}[.)])[ \t]+")
 
 
@@ -64,7 +66,7 @@ def split_sections(text: str, anchors: Mapping[str, str] | None = None) -> tuple
     parts: list[tuple[str | None, str]] = [(None, text[: starts[0].start()] if starts else text)]
     for here, following in zip(starts, [*starts[1:], None], strict=False):
         word = here.group(1).lower()
-        title = sentence_case(_PLURAL.get(word, word))
+        title = sentence_case(_TITLES.get(word, word))
         parts.append((title, text[here.end() : following.start() if following else len(text)]))
     sections = (Section(title, _blocks(body, anchors or {})) for title, body in parts)
     return tuple(section for section in sections if section.blocks)

@@ -183,6 +183,8 @@ def _uris(evidence: OrganEvidence) -> list[tuple[str, str]]:
     found = [(p.uri, f"{p.plane} slice {p.slice_index}") for p in evidence.pictures]
     if evidence.tokens is not None:
         found.append((evidence.tokens.uri, f"{evidence.tokens.count} ROI tokens"))
+        if (zoom := evidence.tokens.zoom) is not None:
+            found.append((zoom.uri, f"{zoom.count} zoomed ROI tokens"))
     return found + [(uri, _kind(uri)) for uri in evidence.uris]
 
 
@@ -206,6 +208,8 @@ def _evidence_view(index: int, evidence: OrganEvidence, for_reader: Sequence[Pic
     tokens = None
     if evidence.tokens is not None:
         tokens = f"{evidence.tokens.count} ROI tokens from {evidence.tokens.cells} patches"
+        if (zoom := evidence.tokens.zoom) is not None:
+            tokens += f", {zoom.count} from {zoom.cells} patches of its crop ({zoom.side_mm:.0f} mm across)"
     asked_as = evidence.asked_as
     return EvidenceView(
         anchor=_anchor(index, evidence.organ),

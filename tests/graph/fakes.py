@@ -39,11 +39,14 @@ from tumorchain_agent.records import (
     ScanInfo,
     SegmentationInfo,
     TokenSet,
+    ZoomTokens,
 )
 from tumorchain_agent.tools.organs import ORGANS
 
 SCAN, CHECKPOINT, LABELS = "scan-1", "nano-1", "labels-1"
 HIDDEN = 4
+SIDE_MM = 163.0
+"""Of every crop."""
 IDS = {name: number for number, name in ORGANS.items()}
 DEMONSTRATION = Notice(code="demonstration_model", message="A demonstration model.")
 
@@ -76,7 +79,10 @@ def measured(organ: str, present: bool, cut: tuple[str, ...] = ()) -> Measuremen
 
 
 class FakeCT:
-    """What the server knows: all organs but the absent ones; τ_g holds 0, τ_l the organ's number."""
+    """What the server knows: all organs but the absent ones; τ_g holds 0, τ_l the organ's number.
+
+    Of the organs ``zoomed`` there are two tokens more, that hold a half more, unless a call wants none.
+    """
 
     def __init__(
         self,
@@ -85,12 +91,14 @@ class FakeCT:
         unknown: tuple[str, ...] = (),
         cut: dict[str, tuple[str, ...]] | None = None,
         tokenless: Sequence[str] = (),
+        zoomed: Sequence[str] = (),
         hook: Hook | None = None,
         disk: Path | None = None,
         checkpoint: str = CHECKPOINT,
         labels: str = LABELS,
     ) -> None:
         self.absent, self.unknown, self.cut, self.tokenless = absent, unknown, cut or {}, tokenless
+        self.zoomed = zoomed
         self.hook, self.disk, self.checkpoint, self.labels = hook, disk, checkpoint, labels
         self.calls: list[tuple[str, str]] = []
         self.reads: list[str] = []
@@ -120,8 +128,11 @@ class FakeCT:
             hu_max=900,
         )
 
-    def token_set(self, organ: str | None) -> TokenSet:
+    def token_set(self, organ: str | None, zoom: bool | None = None) -> TokenSet:
         gone = organ in self.absent or organ in self.tokenless
+        closer = None
+        if organ is not None and organ in self.zoomed and not gone and zoom is not False:
+            closer = ZoomTokens(uri=f"{tokens_uri(organ)}/zoom", count=2, cells=9, side_mm=SIDE_MM)
         return TokenSet(
             uri=global_uri() if organ is None else tokens_uri(organ),
             scan_id=SCAN,
@@ -129,6 +140,7 @@ class FakeCT:
             count=2 if organ is None else (0 if gone else 1),
             hidden_size=HIDDEN,
             checkpoint_id=self.checkpoint,
+            zoom=closer,
         )
 
     def server(self) -> MCPServer:
@@ -196,10 +208,10 @@ def _add_organ_tools(server: MCPServer, ct: FakeCT) -> None:
 
     @server.tool()
     async def extract_roi_tokens(
-        scan_id: str, organ: str, segmentation_id: str | None = None
+        scan_id: str, organ: str, segmentation_id: str | None = None, zoom: bool | None = None
     ) -> CallToolResult:
         await ct.work("extract_roi_tokens", organ)
-        return _done(ct.token_set(organ))
+        return _done(ct.token_set(organ, zoom))
 
     @server.tool()
     async def classify_abnormality(
@@ -256,6 +268,13 @@ def _add_resources(server: MCPServer, ct: FakeCT) -> None:
     async def roi_tokens(scan: str, checkpoint: str, labels: str, organ: str) -> bytes:
         ct.reads.append(organ)
         return save({"tokens": torch.full((1, HIDDEN), float(IDS[organ]))})
+
+    @server.resource(
+        "tokens://{scan}/{checkpoint}/{labels}/{organ}/zoom", mime_type="application/octet-stream"
+    )
+    async def zoom_tokens(scan: str, checkpoint: str, labels: str, organ: str) -> bytes:
+        ct.reads.append(f"{organ} zoomed")
+        return save({"tokens": torch.full((2, HIDDEN), IDS[organ] + 0.5)})
 
     @server.resource("picture://{scan}/{labels}/{organ}/{plane}", mime_type="image/png")
     async def picture(scan: str, labels: str, organ: str, plane: str) -> bytes:

@@ -9,8 +9,8 @@ from __future__ import annotations
 
 import itertools
 import signal
-from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, fields, replace
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field, fields, replace
 from functools import lru_cache
 from typing import TYPE_CHECKING, Any, TypeVar
 
@@ -89,6 +89,12 @@ class Loaded:
     scan: ScanData | Unusable
     records: tuple[CoTSample, ...]
     tokens: Tensor | None
+    crop_tokens: Mapping[str, Tensor] = field(default_factory=dict)
+    """Organ → vision tokens of its crop, where they are known."""
+
+    def crop_key(self, organ: str) -> str:
+        """Name of a crop's tokens in the cache."""
+        return f"{self.key}-{organ}"
 
 
 Numbered = tuple[int, Unit]
@@ -112,11 +118,22 @@ class Reader(Dataset[list[Loaded]]):
         source = self.order.source
         key = source.key(unit.scan)
         tokens = self.tokens.get(key) if self.tokens is not None else None
-        scan = load(source, unit.scan, volume=tokens is None)
+        known = self._crop_tokens(key)
+        scan = load(source, unit.scan, volume=tokens is None, crops=self._zoomed() - known.keys())
         records = (
             tuple(source.record(pick) for pick in unit.picks) if isinstance(source, RecordSource) else ()
         )
-        return Loaded(number, unit, key, scan, records, tokens)
+        return Loaded(number, unit, key, scan, records, tokens, known)
+
+    def _zoomed(self) -> frozenset[str]:
+        zoom = self.order.source.zoom
+        return frozenset() if zoom is None else frozenset(zoom.organs)
+
+    def _crop_tokens(self, key: str) -> dict[str, Tensor]:
+        if self.tokens is None:
+            return {}
+        found = {organ: self.tokens.get(f"{key}-{organ}") for organ in sorted(self._zoomed())}
+        return {organ: tokens for organ, tokens in found.items() if tokens is not None}
 
 
 def stream(reader: Reader, first: int, count: int | None, workers: int) -> Iterator[list[Loaded]]:
@@ -147,6 +164,13 @@ class Prepared:
     encoded: tuple[Encoded, ...]
     tokens: Tensor | None
     names: tuple[str, ...]
+    crop_tokens: Mapping[str, Tensor] = field(default_factory=dict)
+    """Of crops that the conversations show, where the encoder is frozen."""
+
+    @property
+    def shown_crops(self) -> tuple[str, ...]:
+        """Organs whose crops the conversations show."""
+        return tuple(dict.fromkeys(organ for each in self.encoded for organ in each.crops if organ))
 
 
 def joint_batches(
@@ -162,7 +186,10 @@ def joint_batches(
     found = []
     for items in rows:
         scans = list(dict.fromkeys(item.scan for item in items))
-        mine = [replace(item, scan=scans.index(item.scan)) for item in items]
+        crops = list(
+            dict.fromkeys((i.scan, organ) for i in items for e in i.encoded for organ in e.crops if organ)
+        )
+        mine = [_placed(item, scans, crops) for item in items]
         fresh = [k for k in scans if k not in counted]
         counted |= set(fresh)
         organs = make_organs([replace(asked[k], scan=scans.index(k)) for k in fresh])
@@ -170,16 +197,28 @@ def joint_batches(
         each = [prepared[k].scan.dense_targets(counted=k in fresh) for k in scans] if dense_targets else []
         targets = dense.stack(each) if each else None
         names = row.names if row is not None else tuple(n for k in scans for n in prepared[k].names)
-        found.append((JointBatch(row, organs, *_seen([prepared[k] for k in scans]), dense=targets), names))
+        closer = [(prepared[k], organ) for k, organ in crops]
+        seen = _seen([prepared[k] for k in scans], closer)
+        found.append((JointBatch(row, organs, *seen, dense=targets), names))
     return found
 
 
-def _seen(prepared: Sequence[Prepared]) -> tuple[Tensor | None, Tensor | None]:
-    """(volumes, tokens) of a batch: one of them."""
-    known = [p.tokens for p in prepared if p.tokens is not None]
-    if len(known) == len(prepared):
-        return None, torch.stack(known)
-    return torch.stack([p.scan.unit_volume() for p in prepared]), None
+def _placed(item: Questions, scans: Sequence[int], crops: Sequence[tuple[int, str]]) -> Questions:
+    """Numbered as the batch is: whole scans first, then crops."""
+    mine = {organ: len(scans) + n for n, (scan, organ) in enumerate(crops) if scan == item.scan}
+    return replace(item, scan=scans.index(item.scan), crops=mine)
+
+
+def _seen(
+    prepared: Sequence[Prepared], crops: Sequence[tuple[Prepared, str]]
+) -> tuple[Tensor | None, Tensor | None]:
+    """(volumes, tokens) of a batch's scans and then crops: one of them."""
+    known = [p.tokens for p in prepared] + [p.crop_tokens.get(organ) for p, organ in crops]
+    tokens = [each for each in known if each is not None]
+    if len(tokens) == len(known):
+        return None, torch.stack(tokens)
+    data = [p.scan for p in prepared] + [p.scan.crops[organ] for p, organ in crops]
+    return torch.stack([each.unit_volume() for each in data]), None
 
 
 def to_device(holder: Holder, device: torch.device) -> Holder:

@@ -14,7 +14,7 @@ from tumorchain_agent.model.config import VisionConfig
 from tumorchain_agent.model.llm import build_llm
 from tumorchain_agent.model.tokenizer import build_nano_tokenizer
 from tumorchain_agent.model.vision import VisionTower
-from tumorchain_agent.model.wording import absent_text, attention_text
+from tumorchain_agent.model.wording import WITHOUT_COT, WITHOUT_IIR, absent_text, attention_text, zoom_text
 from tumorchain_agent.training.hco.config import Model, TrainConfig
 from tumorchain_agent.training.hco.dense import DenseHeads
 from tumorchain_agent.training.hco.engine import Engine, build_engine
@@ -29,13 +29,12 @@ from tumorchain_agent.training.hco.trainer import Run
 from tumorchain_agent.training.phantom.patient import ORGANS
 from tumorchain_agent.training.phantom.text import QUESTIONS
 from tumorchain_agent.training.phantom.volume import make_pool
+from tumorchain_agent.training.seeds import TRAINING_SEED, VALIDATION_SEED
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerFast
 
 log = logging.getLogger(__name__)
-TRAINING_SEED, VALIDATION_SEED = 1_000_000, 900_000
-"""First seeds of the anatomies to train and to validate on."""
 CORPUS_SCANS: Final = 200
 CORPUS_RECORDS: Final = 5000
 """From which a tokenizer is made where none is given."""
@@ -76,8 +75,8 @@ def open_sources(config: TrainConfig, cache: Path, engine: Engine) -> tuple[Sour
     volumes, data = VolumeCache(cache), config.data
     found: tuple[Source, Source]
     if data.records is not None:
-        train = RecordSource(data.records, "train", volumes, data.volumes)
-        found = train, RecordSource(data.records, "test", volumes, data.volumes)
+        train = RecordSource(data.records, "train", volumes, data.volumes, zoom=config.zoom)
+        found = train, RecordSource(data.records, "test", volumes, data.volumes, zoom=config.zoom)
         for side, source in zip(("train", "test"), found, strict=True):
             if not len(source):
                 raise DataError(
@@ -104,7 +103,7 @@ def open_sources(config: TrainConfig, cache: Path, engine: Engine) -> tuple[Sour
     engine.barrier()
     counts = (phantoms.patients, phantoms.validation_patients)
     training, validation = (
-        PhantomSource(folder, count, config.seed, volumes, phantoms.diseases, data.volumes)
+        PhantomSource(folder, count, config.seed, volumes, phantoms.diseases, data.volumes, config.zoom)
         for folder, count in zip(pools, counts, strict=True)
     )
     return training, validation
@@ -127,17 +126,19 @@ def corpus(source: Source, config: TrainConfig) -> list[str]:
     texts = [question for questions in QUESTIONS.values() for question in questions]
     texts += [words(organ) for organ in ORGANS for words in (attention_text, absent_text)]
     texts += DESCRIBE
+    if config.zoom is not None:
+        texts += [zoom_text(organ, mm) for organ in config.zoom.organs for mm in range(120, 360, 10)]
     if isinstance(source, RecordSource):
         numbers = [number for group in source.groups for number in group][:CORPUS_RECORDS]
         for record in map(source.record, numbers):
             texts += [record.prompt, *record.texts, record.conclusion]
     elif isinstance(source, PhantomSource):
         for scan in range(min(CORPUS_SCANS, len(source))):
-            drawn = source.make(scan)
+            drawn = source.whole(scan)
             for pick in range(12):
                 item = of_phantom(drawn, [config.seed, scan * 12 + pick], None, "")
                 texts += [item.question, *item.texts, item.answer, item.caption]
-    return texts
+    return texts + [WITHOUT_IIR, WITHOUT_COT] * (len(texts) // 20)
 
 
 def build_model(config: TrainConfig, tokenizer: PreTrainedTokenizerFast) -> JointModel:

@@ -13,7 +13,9 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_valida
 
 from tumorchain_agent.errors import InputError
 from tumorchain_agent.model.config import EncoderConfig, Size, VitConfig
+from tumorchain_agent.tools.zoom import Zoom
 from tumorchain_agent.training.data.policy import OnBadData
+from tumorchain_agent.training.modes import ModeOdds
 
 Form = Literal["vision", "align", "instruct", "cot"]
 LENGTHS = ("steps", "epochs", "minutes")
@@ -63,15 +65,20 @@ class Stage(_Part):
     own_temperature: float = Field(default=0.7, ge=0)
     """Of those first rounds; 0 is greedy."""
     own_tokens: int = Field(default=48, gt=0)
-    iir: bool = True
-    """Off: no organ is examined; the answer comes in one round (ablation)."""
-    cot: bool = True
-    """Off: the last round says only the answer (ablation)."""
+    zoom_share: float = Field(default=0.0, ge=0, le=1)
+    """With ``zoom``, of form ``vision``: share of the scans that are seen as the crop of an organ."""
+    modes: ModeOdds = ModeOdds()
+    """Of ``instruct`` and ``cot``: with and without IIR and CoT, told by the question's words. The default trains all
+    in one model; an ablation by training gives one mode all the odds."""
 
     @model_validator(mode="after")
     def _lasts(self) -> Self:
         if sum(each is not None for each in (self.steps, self.epochs, self.minutes)) != 1:
             raise ValueError(f"stage {self.name} needs one of steps, epochs and minutes")
+        if self.zoom_share and self.form != "vision":
+            raise ValueError(
+                f"stage {self.name}: zoom_share is of form vision; others show crops beside scans"
+            )
         if self.form == "vision" and (self.rates.llm or self.rates.projector):
             raise ValueError(f"stage {self.name} is of form vision: it trains no projector or llm")
         if not any(self.rates.model_dump().values()):
@@ -141,6 +148,8 @@ class TrainConfig(_Part):
 
     model: Model
     data: Data
+    zoom: Zoom | None = None
+    """ROI zoom: organs' crops are shown, too, and the checkpoint says so. ``{}`` is with the usual settings."""
     stages: tuple[Stage, ...] = Field(min_length=1)
     batch: int = Field(default=2, gt=0)
     """Questions of a device's forward pass."""
@@ -172,6 +181,8 @@ class TrainConfig(_Part):
             raise ValueError(
                 f"batch {self.batch} is no multiple of questions_per_scan {self.questions_per_scan}"
             )
+        if self.zoom is None and any(stage.zoom_share for stage in self.stages):
+            raise ValueError("zoom_share is without effect where zoom is off: set zoom, {} for the usual")
         names = [stage.name for stage in self.stages]
         if len(set(names)) < len(names):
             raise ValueError("two stages have the same name")

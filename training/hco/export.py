@@ -66,6 +66,7 @@ def export_checkpoint(
             provenance=provenance,
             training_distribution=_distribution(config, source, folder.parent),
             alpha=config.stages[-1].alpha,
+            zoom=config.zoom,
             weights_dtype=dtype,
         )
     finally:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
 from typing import TYPE_CHECKING
 
@@ -18,10 +18,18 @@ from tumorchain_agent.training.hco.batches import Loaded, Prepared, joint_batche
 from tumorchain_agent.training.hco.config import Stage, TrainConfig
 from tumorchain_agent.training.hco.joint import JointBatch, JointModel
 from tumorchain_agent.training.hco.own import first_rounds
-from tumorchain_agent.training.hco.rows import encode
-from tumorchain_agent.training.hco.samples import Item, of_phantom, of_record, turns, with_own_first_round
+from tumorchain_agent.training.hco.rows import Encoded, encode
+from tumorchain_agent.training.hco.samples import (
+    Item,
+    of_phantom,
+    of_record,
+    turns,
+    with_own_first_round,
+    with_zoom,
+)
 from tumorchain_agent.training.hco.scans import ScanData, TokenCache
 from tumorchain_agent.training.hco.sources import abnormal_organs
+from tumorchain_agent.training.modes import FULL, Mode
 from tumorchain_agent.training.phantom.patient import ORGANS
 
 if TYPE_CHECKING:
@@ -58,17 +66,38 @@ class Feeder:
     @torch.no_grad()
     def with_tokens(self, loaded: Sequence[Loaded]) -> list[Loaded]:
         """Those whose scan is good; with the encoder frozen, with its tokens, rounded as the cache keeps them."""
-        good = list(self._good_scans(loaded))
+        good = [self._closer(each) for each in self._good_scans(loaded)]
         if self.cache is None:
             return good
         fresh = [k for k, each in enumerate(good) if each.tokens is None]
-        if fresh:
-            volumes = torch.stack([_scan(good[k]).unit_volume() for k in fresh]).to(self.device)
-            for k, tokens in zip(fresh, self.model.encode(volumes).half().cpu(), strict=True):
-                good[k] = replace(good[k], tokens=tokens)
-                if self.config.data.cache_tokens:
-                    self.cache.put(good[k].key, tokens)
+        tokens = self._encoded({good[k].key: _scan(good[k]) for k in fresh})
+        for k in fresh:
+            good[k] = replace(good[k], tokens=tokens[good[k].key])
         return good
+
+    def _encoded(self, scans: Mapping[str, ScanData]) -> dict[str, Tensor]:
+        """Vision tokens by key, rounded as the cache keeps them and kept there if that is wanted."""
+        if not scans:
+            return {}
+        volumes = torch.stack([scan.unit_volume() for scan in scans.values()]).to(self.device)
+        found = dict(zip(scans, self.model.encode(volumes).half().cpu(), strict=True))
+        if self.cache is not None and self.config.data.cache_tokens:
+            for key, tokens in found.items():
+                self.cache.put(key, tokens)
+        return found
+
+    def _closer(self, each: Loaded) -> Loaded:
+        """In a stage of form ``vision`` some scans are seen as the crop of an organ; which ones, seed and unit tell."""
+        scan = _scan(each)
+        if not self.stage.zoom_share or not scan.crops:
+            return each
+        rng = np.random.default_rng([41, self.config.seed, each.number])
+        if rng.random() >= self.stage.zoom_share:
+            return each
+        organ = str(rng.choice(sorted(scan.crops)))
+        crop = replace(scan.crops[organ], present=scan.present, truth=scan.truth)
+        key, tokens = each.crop_key(organ), each.crop_tokens.get(organ)
+        return replace(each, scan=crop, key=key, tokens=tokens, crop_tokens={})
 
     def _good_scans(self, loaded: Sequence[Loaded]) -> Iterator[Loaded]:
         for each in loaded:
@@ -86,31 +115,47 @@ class Feeder:
         if not items:
             return None
         items = self._own(each, items)
-        stage = self.stage
-        encoded = tuple(
-            encode(
-                item.name,
-                turns(item, stage.form, scan.coverage, present=scan.present, iir=stage.iir, cot=stage.cot),
-                scan.coverage,
-                self.tokenizer,
-            )
-            for item in items
-            if stage.form != "vision"
-        )
+        encoded = tuple(self._conversation(item, scan) for item in items if self.stage.form != "vision")
         abnormal = dict(scan.abnormal)
         if each.records:
             abnormal = abnormal_organs(each.records[0], scan)
-        return Prepared(scan, abnormal, encoded, each.tokens, tuple(item.name for item in items))
+        prepared = Prepared(scan, abnormal, encoded, each.tokens, tuple(item.name for item in items))
+        return replace(prepared, crop_tokens=self._crop_tokens(each, prepared.shown_crops))
+
+    def _conversation(self, item: Item, scan: ScanData) -> Encoded:
+        found = turns(item, self.stage.form, scan.coverage, present=scan.present)
+        sides_mm = {organ: crop.side_mm for organ, crop in scan.crops.items()}
+        own = {organ: crop.coverage[organ] for organ, crop in scan.crops.items()}
+        shown = with_zoom(found, sides_mm)
+        return encode(item.name, shown, scan.coverage, self.tokenizer, own, self.config.zoom)
+
+    @torch.no_grad()
+    def _crop_tokens(self, each: Loaded, organs: Sequence[str]) -> dict[str, Tensor]:
+        """Of the crops that are shown, with the encoder frozen."""
+        if self.cache is None:
+            return {}
+        crops, known = _scan(each).crops, each.crop_tokens
+        fresh = {each.crop_key(organ): crops[organ] for organ in organs if organ not in known}
+        encoded = self._encoded(fresh)
+        return {organ: known[organ] if organ in known else encoded[each.crop_key(organ)] for organ in organs}
 
     def items(self, each: Loaded) -> Iterator[Item | BadSample]:
-        """The questions of a unit."""
-        scan = _scan(each)
+        """The questions of a unit, each in a mode of its own."""
+        scan, modes = _scan(each), [self._mode(each, pick) for pick in each.unit.picks]
         if each.records:
-            yield from (of_record(record, scan) for record in each.records)
+            for record, mode in zip(each.records, modes, strict=True):
+                yield of_record(record, scan, mode)
             return
         suspicion = self._suspicion(each)
-        for pick in each.unit.picks:
-            yield of_phantom(scan, [self.config.seed, pick], suspicion, f"{scan.name}/{pick}")
+        for pick, mode in zip(each.unit.picks, modes, strict=True):
+            yield of_phantom(scan, [self.config.seed, pick], suspicion, f"{scan.name}/{pick}", mode)
+
+    def _mode(self, each: Loaded, pick: int) -> Mode:
+        """By seed, unit and question; ``instruct`` is without reasoning, and findings alone are in no mode."""
+        if self.stage.form not in ("instruct", "cot"):
+            return FULL
+        drawn = self.stage.modes.draw(np.random.default_rng([37, self.config.seed, each.number, pick]))
+        return replace(drawn, cot=drawn.cot and self.stage.form == "cot")
 
     def _suspicion(self, each: Loaded) -> dict[str, float] | None:
         """p(abnormal) of the five organs by Cls as it is now, where that is wanted and tokens are known."""
@@ -130,10 +175,12 @@ class Feeder:
     def _own(self, each: Loaded, items: list[Item]) -> list[Item]:
         """The items, some with the model's own first round; which ones depends on seed and unit alone."""
         stage = self.stage
-        if stage.form != "cot" or not stage.iir or stage.own_first_rounds == 0:
+        if stage.form != "cot" or stage.own_first_rounds == 0:
             return items
         rng = np.random.default_rng([29, self.config.seed, each.number])
-        chosen = [k for k in range(len(items)) if rng.random() < stage.own_first_rounds]
+        chosen = [
+            k for k, item in enumerate(items) if rng.random() < stage.own_first_rounds and len(item.texts) > 1
+        ]
         if not chosen:
             return items
         samplings = [
@@ -160,6 +207,12 @@ def _scan(each: Loaded) -> ScanData:
 
 def _not_finite(scan: ScanData) -> Unusable | None:
     """NaN can't be in a volume that was opened from a scan; it can in one that another program cached."""
-    if scan.volume is None or scan.volume.dtype is torch.uint8 or bool(torch.isfinite(scan.volume).all()):
-        return None
+    for each in (scan, *scan.crops.values()):
+        volume = each.volume
+        if volume is not None and volume.dtype is not torch.uint8 and not bool(torch.isfinite(volume).all()):
+            return _holds_nan(scan)
+    return None
+
+
+def _holds_nan(scan: ScanData) -> Unusable:
     return Unusable(Reason.NOT_FINITE, f"{scan.name} holds NaN or infinity; make it again from its scan")

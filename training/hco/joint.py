@@ -27,9 +27,10 @@ class JointBatch:
     """``None`` where only the vision tower is trained."""
     organs: Organs
     volumes: Tensor | None = None
-    """[scans, 1, 32, 256, 256] in [0, 1]; ``None`` when ``tokens`` are known because the encoder is frozen."""
+    """[scans and crops, 1, 32, 256, 256] in [0, 1], whole scans first; ``None`` when ``tokens`` are known because the
+    encoder is frozen."""
     tokens: Tensor | None = None
-    """[scans, 2048, C]."""
+    """[scans and crops, 2048, C]."""
     dense: DenseTargets | None = None
 
 
@@ -76,10 +77,10 @@ class JointModel(nn.Module):
             text, count = flat.new_zeros(()), 0
             if batch.row is not None:
                 text, count = self._text(flat, batch.row), batch.row.text_tokens
-            cls = self._cls(flat, batch.organs)
+            cls = self.cls_loss(flat, batch.organs)
             dense, scans = None, 0
             if self.heads is not None and batch.dense is not None:
-                seen = _like(tokens, self.heads)
+                seen = _like(tokens[: len(batch.dense.counted)], self.heads)
                 dense, scans = self.heads(seen, batch.dense), int(batch.dense.counted.sum())
         return Sums(text, count, cls, len(batch.organs.labels), dense, scans)
 
@@ -98,18 +99,23 @@ class JointModel(nn.Module):
             found: Tensor = self.tower.encoder(_like(volumes, self.tower.encoder))
         return found.float()
 
-    def _text(self, tokens: Tensor, row: Row) -> Tensor:
+    def embeds(self, tokens: Tensor, row: Row) -> Tensor:
+        """What the LLM reads, [positions, hidden]: text, and evidence mixed from vision tokens [scans · 2048, C]."""
         embeds = self.llm.get_input_embeddings()(row.ids)
         evidence = mixed(tokens, row.cells, row.groups, row.weights, len(row.places))
         projected = self.tower.project(_like(evidence, self.tower.projector)).to(embeds.dtype)
-        embeds = embeds.index_put((row.places,), projected)
-        hidden = packed_hidden(self.llm, embeds[None], list(row.blocks))[0]
+        placed: Tensor = embeds.index_put((row.places,), projected)
+        return placed
+
+    def _text(self, tokens: Tensor, row: Row) -> Tensor:
+        hidden = packed_hidden(self.llm, self.embeds(tokens, row)[None], list(row.blocks))[0]
         wanted = row.labels[1:]
         here = wanted != IGNORED_LABEL
         logits = self.llm.lm_head(hidden[:-1][here]).float()
         return F.cross_entropy(logits, wanted[here], reduction="sum")
 
-    def _cls(self, tokens: Tensor, organs: Organs) -> Tensor:
+    def cls_loss(self, tokens: Tensor, organs: Organs) -> Tensor:
+        """Summed cross-entropy of Cls over organs, from vision tokens [scans · 2048, C]."""
         means = mixed(tokens, organs.cells, organs.groups, organs.weights, len(organs.labels))
         logits = self.tower.classify(_like(means, self.tower.cls))
         return F.cross_entropy(logits.float(), organs.labels, reduction="sum")

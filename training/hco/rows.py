@@ -7,7 +7,7 @@ and the vision tokens of a scan are computed once for all questions about it.
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -20,13 +20,13 @@ from tumorchain_agent.model.template import (
     IGNORED_LABEL,
     EmbedsPiece,
     Message,
-    Part,
     Role,
     TokenPiece,
     labels,
     render,
 )
 from tumorchain_agent.tools.roi import CELLS, Mixture, global_mixture, mean_mixture, roi_mixture
+from tumorchain_agent.tools.zoom import Zoom
 from tumorchain_agent.training.packing import Block
 
 if TYPE_CHECKING:
@@ -38,12 +38,18 @@ Coverage = Mapping[str, NDArray[np.float32]]
 
 @dataclass(frozen=True)
 class Evidence:
-    """Where a message shows tokens: τ_g of the whole scan, or τ_l of an organ."""
+    """Where a message shows tokens: τ_g of the whole scan, τ_l of an organ, or those of the organ's crop."""
 
     organ: str | None = None
+    zoomed: bool = False
 
-    def mixture(self, coverage: Coverage) -> Mixture:
-        return global_mixture() if self.organ is None else roi_mixture(coverage[self.organ])
+    def mixture(self, coverage: Coverage, crops: Coverage | None = None, zoom: Zoom | None = None) -> Mixture:
+        """Of the whole's vision tokens, or of the crop's: ``crops`` is each organ's coverage of its own crop."""
+        if self.organ is None:
+            return global_mixture()
+        if self.zoomed:
+            return (zoom or Zoom()).mixture((crops or {})[self.organ])
+        return roi_mixture(coverage[self.organ])
 
 
 @dataclass(frozen=True)
@@ -65,6 +71,8 @@ class Encoded:
     labels: Tensor
     evidence: tuple[tuple[int, Mixture], ...]
     """(first position, mixture of as many tokens as it has positions)."""
+    crops: tuple[str | None, ...] = ()
+    """Of each evidence: the organ whose crop it is mixed from, ``None`` for the whole. Empty: all of the whole."""
 
     @property
     def trunk(self) -> int:
@@ -76,15 +84,28 @@ class Encoded:
 
 
 def encode(
-    name: str, turns: Sequence[Turn], coverage: Coverage, tokenizer: PreTrainedTokenizerFast
+    name: str,
+    turns: Sequence[Turn],
+    coverage: Coverage,
+    tokenizer: PreTrainedTokenizerFast,
+    crops: Coverage | None = None,
+    zoom: Zoom | None = None,
 ) -> Encoded:
     """Render a conversation by the one template that inference uses (eq. 3, 4, 6).
 
-    Raises InputError when a turn shows an organ that ``coverage`` lacks.
+    ``crops`` and ``zoom`` are for zoomed evidence: each organ's coverage of its own crop, and how it is pooled. Raises
+    InputError when a turn shows an organ that ``coverage`` lacks.
     """
-    mixtures: list[Mixture] = []
+    shown = [part for turn in turns for part in turn.parts if isinstance(part, Evidence)]
+    _check_shown(name, shown, coverage)
+    mixtures = [part.mixture(coverage, crops, zoom) for part in shown]
+    waiting = iter(mixtures)
     messages = [
-        Message(turn.role, tuple(_part(p, name, coverage, mixtures) for p in turn.parts)) for turn in turns
+        Message(
+            turn.role,
+            tuple(p if isinstance(p, str) else torch.zeros(next(waiting).count, 1) for p in turn.parts),
+        )
+        for turn in turns
     ]
     pieces = render(messages, tokenizer, add_generation_prompt=False)
     ids: list[int] = []
@@ -97,7 +118,8 @@ def encode(
         elif isinstance(piece, TokenPiece):
             ids += piece.ids
     wanted = _unlearned(labels(pieces, tokenizer), [t.learn for t in turns if t.role == "assistant"])
-    return Encoded(name, torch.tensor(ids), wanted, tuple(evidence))
+    views = tuple(part.organ if part.zoomed else None for part in shown)
+    return Encoded(name, torch.tensor(ids), wanted, tuple(evidence), views if any(views) else ())
 
 
 def _unlearned(wanted: Tensor, learn: Sequence[bool]) -> Tensor:
@@ -112,15 +134,12 @@ def _unlearned(wanted: Tensor, learn: Sequence[bool]) -> Tensor:
     return torch.where(kept, wanted, torch.tensor(IGNORED_LABEL))
 
 
-def _part(part: str | Evidence, name: str, coverage: Coverage, mixtures: list[Mixture]) -> Part:
-    if isinstance(part, str):
-        return part
-    if part.organ is not None and part.organ not in coverage:
-        raise InputError(
-            f"{name} shows {part.organ}, which its label map doesn't hold; mend the sample or the map"
-        )
-    mixtures.append(part.mixture(coverage))
-    return torch.zeros(mixtures[-1].count, 1)
+def _check_shown(name: str, shown: Sequence[Evidence], coverage: Coverage) -> None:
+    for part in shown:
+        if part.organ is not None and part.organ not in coverage:
+            raise InputError(
+                f"{name} shows {part.organ}, which its label map doesn't hold; mend the sample or the map"
+            )
 
 
 @dataclass(frozen=True, eq=False)
@@ -133,6 +152,8 @@ class Questions:
     coverage: Coverage
     abnormal: Mapping[str, int]
     """Organ → 0 normal or 1 abnormal; organs without a label are left out."""
+    crops: Mapping[str, int] = field(default_factory=dict)
+    """Organ → index of its crop, counted like ``scan``."""
 
     @property
     def trunk(self) -> int:
@@ -155,7 +176,7 @@ class Row:
     places: Tensor
     """int64 [E]: positions of the evidence tokens."""
     cells: Tensor
-    """int64 [G] into the batch's vision tokens [scans · 2048, C]."""
+    """int64 [G] into the batch's vision tokens [scans and crops · 2048, C]."""
     groups: Tensor
     """int64 [G] 0 … E − 1."""
     weights: Tensor
@@ -185,9 +206,9 @@ def make_row(questions: Sequence[Questions]) -> Row:
     for item in questions:
         trunk, first = item.trunk, len(parts.blocks)
         if trunk:
-            parts.add(item.encoded[0], 0, trunk, item.scan, None)
+            parts.add(item.encoded[0], 0, trunk, item, None)
         for encoded in item.encoded:
-            parts.add(encoded, trunk, len(encoded.ids), item.scan, first if trunk else None)
+            parts.add(encoded, trunk, len(encoded.ids), item, first if trunk else None)
     return parts.row(tuple(e.name for item in questions for e in item.encoded))
 
 
@@ -200,14 +221,15 @@ class _Parts:
         self.mixing = _Mixing()
         self.length = 0
 
-    def add(self, encoded: Encoded, start: int, end: int, scan: int, trunk: int | None) -> None:
+    def add(self, encoded: Encoded, start: int, end: int, of: Questions, trunk: int | None) -> None:
         self.blocks.append(Block(end - start, trunk))
         self.ids.append(encoded.ids[start:end])
         self.labels.append(encoded.labels[start:end])
-        for at, mixture in encoded.evidence:
+        for k, (at, mixture) in enumerate(encoded.evidence):
             if start <= at < end:
                 self.places.append(self.length + at - start + np.arange(mixture.count))
-                self.mixing.add(mixture, scan)
+                organ = encoded.crops[k] if encoded.crops else None
+                self.mixing.add(mixture, of.scan if organ is None else of.crops[organ])
         self.length += end - start
 
     def row(self, names: tuple[str, ...]) -> Row:
@@ -283,4 +305,4 @@ def _divided(item: Questions, capacity: int) -> list[Questions]:
             used = trunk
         pieces[-1].append(encoded)
         used += length
-    return [Questions(item.scan, tuple(p), item.coverage, item.abnormal) for p in pieces if p]
+    return [replace(item, encoded=tuple(p)) for p in pieces if p]

@@ -8,7 +8,7 @@ from typing import Any, Final
 
 import numpy as np
 
-from tumorchain_agent.model.wording import absent_text, attention_text, tokenless_text
+from tumorchain_agent.model.wording import absent_text, attention_text, in_mode, tokenless_text, zoom_text
 from tumorchain_agent.tools.organs import mentioned_organs
 from tumorchain_agent.training.data.policy import BadSample, Reason
 from tumorchain_agent.training.data.record import CoTSample
@@ -17,6 +17,7 @@ from tumorchain_agent.training.hco.config import Form
 from tumorchain_agent.training.hco.rows import Evidence, Turn
 from tumorchain_agent.training.hco.scans import ScanData
 from tumorchain_agent.training.hco.sources import SUBTASK_ODDS
+from tumorchain_agent.training.modes import FULL, Mode
 from tumorchain_agent.training.phantom.patient import ORGANS, Truth
 from tumorchain_agent.training.phantom.text import (
     answer_text,
@@ -58,10 +59,11 @@ class Item:
     """The first text is the model's own; nothing is learned from it."""
 
 
-def of_record(record: CoTSample, scan: ScanData) -> Item | BadSample:
-    """A record's item; a BadSample when it shows an organ that the label map lacks, or calls one absent that isn't.
+def of_record(record: CoTSample, scan: ScanData, mode: Mode = FULL) -> Item | BadSample:
+    """A record's item in a mode: without IIR only its last round, without CoT its conclusion in that round's place.
 
-    Without a label map no organ can be shown; to say that it is not in the scan would be wrong.
+    A BadSample when it shows an organ that the label map lacks, or calls one absent that isn't. Without a label map
+    no organ can be shown; to say that it is not in the scan would be wrong.
     """
     shown = [organ for each in record.rounds for organ in each.organs if organ not in each.absent]
     if shown and scan.present is None:
@@ -72,12 +74,22 @@ def of_record(record: CoTSample, scan: ScanData) -> Item | BadSample:
     except BadVolumeError as error:
         return BadSample(sample=record.id, reason=error.reason, message=str(error))
     organs = tuple(each.organs for each in record.rounds) or ((),)
+    texts = record.texts if mode.cot else (*record.texts[:-1], record.conclusion)
+    if not mode.iir:
+        organs, texts = ((),), texts[-1:]
     caption = record.texts[-1].partition("Impression:")[0].strip() or record.texts[-1]
     task = TASK_OF.get(record.subtask, record.task)
-    return Item(record.id, task, record.prompt, organs, record.texts, record.conclusion, caption)
+    question = in_mode(record.prompt, iir=mode.iir, cot=mode.cot)
+    return Item(record.id, task, question, organs, texts, record.conclusion, caption)
 
 
-def of_phantom(scan: ScanData, seed: Sequence[int], suspicion: Mapping[str, float] | None, name: str) -> Item:
+def of_phantom(
+    scan: ScanData,
+    seed: Sequence[int],
+    suspicion: Mapping[str, float] | None,
+    name: str,
+    mode: Mode = FULL,
+) -> Item:
     """A question about a phantom, drawn by ``seed``; ``suspicion`` as ``compose`` takes it, neutral by default."""
     rng = np.random.default_rng([17, *seed])
     truth = truth_of(scan.truth or {})
@@ -87,16 +99,20 @@ def of_phantom(scan: ScanData, seed: Sequence[int], suspicion: Mapping[str, floa
     beliefs = {organ: float(rng.beta(1.0, 2.0)) for organ in there}
     if suspicion is not None:
         beliefs = {organ: suspicion[organ] for organ in there}
-    sample = compose(rng, truth, subtask, beliefs)
+    sample = compose(rng, truth, subtask, beliefs, iir=mode.iir, cot=mode.cot)
     asked = sample.asked_organ
     wording = int(rng.integers(2**31))
 
     def retell(shown: Sequence[str]) -> str:
         absent = tuple(organ for organ in shown if organ not in there)
+        if not mode.cot:
+            return closing(answer_text(truth, subtask, asked, absent))
         seen = [organ for organ in shown if organ in there]
         return final_text(truth, seen, subtask, asked, absent, np.random.default_rng(wording))
 
     shown = [organ for organs in sample.organs for organ in organs]
+    if not mode.iir:
+        shown = [organ for organ in ORGANS if organ in there or organ == asked]
     absent = tuple(organ for organ in shown if organ not in there)
     seen = [organ for organ in shown if organ in there]
     return Item(
@@ -118,24 +134,17 @@ def truth_of(fields: Mapping[str, Any]) -> Truth:
 
 
 def turns(
-    item: Item,
-    form: Form,
-    there: Mapping[str, object],
-    *,
-    present: Collection[str] | None = None,
-    iir: bool = True,
-    cot: bool = True,
+    item: Item, form: Form, there: Mapping[str, object], *, present: Collection[str] | None = None
 ) -> list[Turn]:
     """The conversation of an item; ``there`` holds the organs that have tokens, ``present`` all of the label map.
 
-    ``instruct`` and ``cot=False`` keep the rounds and end with the answer alone; ``iir=False`` shows no organ and
-    answers at once.
+    ``instruct`` ends with the answer alone.
     """
     if form == "align":
         return _aligned(item, there)
-    last = item.texts[-1] if cot and form == "cot" else item.answer
+    last = item.texts[-1] if form == "cot" else item.answer
     asked = Turn("user", (Evidence(), item.question))
-    if not iir or len(item.texts) == 1:
+    if len(item.texts) == 1:
         return [asked, Turn("assistant", (last,))]
     found = [asked, Turn("assistant", (item.texts[0],), learn=not item.own)]
     for organs, text in zip(item.organs[1:], [*item.texts[1:-1], last], strict=True):
@@ -167,6 +176,21 @@ def organ_parts(
             yield tokenless_text(organ)
         else:
             yield absent_text(organ)
+
+
+def with_zoom(conversation: Sequence[Turn], sides_mm: Mapping[str, float]) -> list[Turn]:
+    """A conversation with the tokens of organs' crops behind their own; ``sides_mm`` holds the crops' widths."""
+    return [
+        replace(turn, parts=tuple(each for part in turn.parts for each in _closer(part, sides_mm)))
+        for turn in conversation
+    ]
+
+
+def _closer(part: str | Evidence, sides_mm: Mapping[str, float]) -> Iterator[str | Evidence]:
+    yield part
+    if isinstance(part, Evidence) and part.organ is not None and part.organ in sides_mm:
+        yield zoom_text(part.organ, sides_mm[part.organ])
+        yield Evidence(part.organ, zoomed=True)
 
 
 def with_own_first_round(item: Item, said: str) -> Item:

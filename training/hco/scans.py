@@ -11,7 +11,7 @@ import logging
 import os
 import uuid
 import zipfile
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import IO, Any, Final
@@ -28,7 +28,7 @@ from tumorchain_agent.training.hco.dense import UNKNOWN, DenseTargets
 from tumorchain_agent.training.targets import ATTRIBUTES
 
 log = logging.getLogger(__name__)
-VERSION: Final = 1
+VERSION: Final = 2
 """Of what the caches hold; entries of another version are not found."""
 Coverage = dict[str, NDArray[np.float32]]
 
@@ -52,6 +52,12 @@ class ScanData:
     """[len(ATTRIBUTES), 8, 16, 16]."""
     truth: Mapping[str, Any] | None = None
     """Fields of a phantom's Truth."""
+    crops: Mapping[str, ScanData] = field(default_factory=dict)
+    """Organ → its crop; empty without ROI zoom."""
+    organ: str | None = None
+    """Whose crop this is; ``None`` for a whole scan."""
+    side_mm: float = 0.0
+    """A crop's field of view in-plane."""
 
     def unit_volume(self) -> Tensor:
         """[1, D, H, W] float32 in [0, 1]."""
@@ -118,12 +124,15 @@ class VolumeCache:
     def __contains__(self, key: str) -> bool:
         return self.path(key).exists()
 
-    def get(self, key: str, *, volume: bool = True) -> ScanData | None:
-        """The entry, without its volume unless that is wanted; a damaged one is removed."""
+    def get(self, key: str, *, volume: bool = True, crops: Collection[str] | None = None) -> ScanData | None:
+        """The entry; its volume if wanted, and its crops' volumes (of all organs, or of ``crops`` alone).
+
+        A damaged one is removed.
+        """
         path = self.path(key)
         try:
             with np.load(path, allow_pickle=False) as stored:
-                return _unpacked(stored, volume)
+                return _unpacked(stored, volume, crops)
         except FileNotFoundError:
             return None
         except (OSError, ValueError, EOFError, KeyError, zipfile.BadZipFile) as error:
@@ -136,6 +145,7 @@ class VolumeCache:
 
 
 def _packed(scan: ScanData) -> dict[str, Any]:
+    """Arrays by name; those of a crop behind its organ and a slash."""
     if scan.volume is None:
         raise ValueError(f"{scan.name} has no volume to keep")
     names = sorted(scan.coverage)
@@ -146,24 +156,36 @@ def _packed(scan: ScanData) -> dict[str, Any]:
         "present": None if scan.present is None else sorted(scan.present),
         "abnormal": dict(scan.abnormal),
         "truth": None if scan.truth is None else dict(scan.truth),
+        "crops": list(scan.crops),
+        "organ": scan.organ,
+        "side_mm": scan.side_mm,
     }
     arrays = {"volume": scan.volume.numpy(), "coverage": shares, "facts": np.array(json.dumps(facts))}
     optional = {"lesion": scan.lesion, "attributes": scan.attributes}
-    return arrays | {name: array for name, array in optional.items() if array is not None}
+    arrays |= {name: array for name, array in optional.items() if array is not None}
+    for organ, crop in scan.crops.items():
+        arrays |= {f"{organ}/{name}": array for name, array in _packed(crop).items()}
+    return arrays
 
 
-def _unpacked(stored: Any, volume: bool) -> ScanData:
-    facts = json.loads(str(stored["facts"]))
-    shares = stored["coverage"]
+def _unpacked(stored: Any, volume: bool, crops: Collection[str] | None, before: str = "") -> ScanData:
+    facts = json.loads(str(stored[f"{before}facts"]))
+    shares = stored[f"{before}coverage"]
     return ScanData(
         name=facts["name"],
-        volume=torch.from_numpy(stored["volume"]) if volume else None,
+        volume=torch.from_numpy(stored[f"{before}volume"]) if volume else None,
         coverage={organ: shares[k] for k, organ in enumerate(facts["organs"])},
         present=None if facts["present"] is None else frozenset(facts["present"]),
         abnormal=facts["abnormal"],
-        lesion=stored.get("lesion"),
-        attributes=stored.get("attributes"),
+        lesion=stored.get(f"{before}lesion"),
+        attributes=stored.get(f"{before}attributes"),
         truth=facts["truth"],
+        crops={
+            organ: _unpacked(stored, crops is None or organ in crops, None, f"{organ}/")
+            for organ in facts["crops"]
+        },
+        organ=facts["organ"],
+        side_mm=facts["side_mm"],
     )
 
 

@@ -2,29 +2,34 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Sequence
-from concurrent.futures import ProcessPoolExecutor
-from dataclasses import asdict, dataclass
+from collections.abc import Callable, Collection, Iterable, Sequence
+from dataclasses import asdict, dataclass, replace
 from itertools import repeat
 from pathlib import Path
 from typing import Final, Literal, Protocol
 
 import numpy as np
+from numpy.typing import NDArray
+from torch import Tensor
 
 from tumorchain_agent.errors import DataError, InputError
 from tumorchain_agent.tools.cache import content_key
 from tumorchain_agent.tools.organs import FIVE
 from tumorchain_agent.tools.organs import ORGANS as TABLE
-from tumorchain_agent.tools.preprocess import Preprocessing, preprocess
+from tumorchain_agent.tools.preprocess import ModelVolume, Preprocessing, preprocess
 from tumorchain_agent.tools.roi import organ_coverage
 from tumorchain_agent.tools.scan import CT
+from tumorchain_agent.tools.zoom import Zoom, zoom_in
 from tumorchain_agent.training.data.files import Problem, numbered_lines, reading
 from tumorchain_agent.training.data.policy import BadSample
 from tumorchain_agent.training.data.record import CoTSample
 from tumorchain_agent.training.data.scans import BadVolumeError, Unusable, open_volumes
 from tumorchain_agent.training.hco.scans import ScanData, VolumeCache, as_stored, named_coverage
+from tumorchain_agent.training.phantom.crops import PhantomCrop, crop_case
+from tumorchain_agent.training.phantom.patient import Case
 from tumorchain_agent.training.phantom.volume import Pool, cell_shares, merged_labels
-from tumorchain_agent.training.targets import CLS_ORGANS, case_targets
+from tumorchain_agent.training.targets import CLS_ORGANS, case_targets, crop_targets
+from tumorchain_agent.training.workers import worker_pool
 
 SUBTASK_ODDS: Final = {
     "organ": 5.0, "tumor_position": 4.0, "report": 4.0, "segment": 1.5, "shape": 1.0, "boundary": 1.0, "density": 1.0,
@@ -46,6 +51,8 @@ class Source(Protocol):
     """Scans by number, the same in every process."""
 
     cache: VolumeCache
+    zoom: Zoom | None
+    """Which organs' crops the scans come with."""
 
     def __len__(self) -> int:
         """Scans."""
@@ -66,10 +73,12 @@ class Source(Protocol):
     def name(self, unit: Unit) -> str: ...
 
 
-def load(source: Source, scan: int, *, volume: bool = True) -> ScanData | Unusable:
-    """A scan from the cache, made and kept where it isn't there."""
+def load(
+    source: Source, scan: int, *, volume: bool = True, crops: Collection[str] | None = None
+) -> ScanData | Unusable:
+    """A scan from the cache, made and kept where it isn't there; ``crops`` as the cache takes it."""
     key = source.key(scan)
-    found = source.cache.get(key, volume=volume)
+    found = source.cache.get(key, volume=volume, crops=crops)
     if found is not None:
         return found
     made = source.make(scan)
@@ -89,7 +98,7 @@ def fill_cache(
     if workers < 2 or len(missing) < 2:
         found: Iterable[Unusable | None] = map(_fill, repeat(source), missing)
         return _collect(missing, found, bad, advance)
-    with ProcessPoolExecutor(workers) as pool:
+    with worker_pool(workers) as pool:
         return _collect(missing, pool.map(_fill, repeat(source), missing, chunksize=4), bad, advance)
 
 
@@ -108,7 +117,7 @@ def _collect(
 
 
 def _fill(source: Source, scan: int) -> Unusable | None:
-    made = load(source, scan, volume=False)
+    made = load(source, scan, volume=False, crops=())
     return made if isinstance(made, Unusable) else None
 
 
@@ -122,11 +131,13 @@ class RecordSource:
         cache: VolumeCache,
         volumes: str = "float16",
         preprocessing: Preprocessing | None = None,
+        zoom: Zoom | None = None,
     ) -> None:
         if path.suffix == ".gz":
             raise InputError(f"{path} is packed, so that its lines can't be found again; unpack it")
         self.path, self.cache, self.volumes = path, cache, volumes
         self.preprocessing = preprocessing or Preprocessing()
+        self.zoom = zoom
         self.bad_lines: list[BadSample] = []
         offsets: list[int] = []
         self.groups: list[list[int]] = []
@@ -184,7 +195,7 @@ class RecordSource:
         record = self.record(self.groups[scan][0])
         files = [_identity(self.path.parent / name) for name in self._files[scan] if name is not None]
         stored = self.preprocessing.as_dict()
-        return content_key(record.scan_id or "", files, stored, self.volumes)
+        return content_key(record.scan_id or "", files, stored, self.volumes, *_zoom_key(self.zoom))
 
     def make(self, scan: int) -> ScanData | Unusable:
         record = self.record(self.groups[scan][0])
@@ -200,7 +211,22 @@ class RecordSource:
             return ScanData(record.scan, volume, {})
         shares = organ_coverage(volumes.label_map.labels, volumes.scan.affine, model)
         present = frozenset(volumes.label_map.info.organs_present)
-        return ScanData(record.scan, volume, named_coverage(shares), present)
+        crops = self._crops(record.scan, volumes.scan, volumes.label_map.labels, model)
+        return ScanData(record.scan, volume, named_coverage(shares), present, crops=crops)
+
+    def _crops(self, name: str, ct: CT, labels: NDArray[np.uint8], whole: ModelVolume) -> dict[str, ScanData]:
+        """As inference takes them. What is abnormal in one is said by the record."""
+        found: dict[str, ScanData] = {}
+        if self.zoom is None:
+            return found
+        for organ in self.zoom.organs:
+            crop = zoom_in(ct, labels, organ, whole, self.zoom, self.preprocessing)
+            if crop is not None:
+                volume, coverage = as_stored(crop.model.volume, self.volumes), named_coverage(crop.coverage)
+                found[organ] = ScanData(
+                    f"{name} {organ}", volume, coverage, organ=organ, side_mm=crop.side_mm
+                )
+        return found
 
 
 def _parsed(number: int, line: bytes) -> CoTSample | Problem:
@@ -212,6 +238,11 @@ def _parsed(number: int, line: bytes) -> CoTSample | Problem:
         return CoTSample.model_validate_json(line)
     except ValidationError as error:
         return Problem(line=number, message=explain(error))
+
+
+def _zoom_key(zoom: Zoom | None) -> tuple[str, ...]:
+    """Of what is zoomed into and how; pooling comes later."""
+    return () if zoom is None else (zoom.model_dump_json(exclude={"max_tokens"}),)
 
 
 def _identity(path: Path) -> list[str]:
@@ -231,7 +262,7 @@ def abnormal_organs(record: CoTSample, scan: ScanData) -> dict[str, int]:
     """Cls's labels of a record: what its provenance says of ``abnormal_organs``, or of the ``tumor_organ``.
 
     Labelled are the five organs and the abnormal ones, where the label map holds them; nothing where the
-    provenance is silent.
+    provenance is silent. Of a crop only its own organ, as others may be seen in part.
     """
     told = record.provenance
     if isinstance(told.get("abnormal_organs"), list):
@@ -240,7 +271,8 @@ def abnormal_organs(record: CoTSample, scan: ScanData) -> dict[str, int]:
         sick = {str(told["tumor_organ"])} - {"None"}
     else:
         return {}
-    return {organ: int(organ in sick) for organ in scan.coverage if organ in FIVE or organ in sick}
+    labelled = scan.coverage if scan.organ is None else (scan.organ,)
+    return {organ: int(organ in sick) for organ in labelled if organ in FIVE or organ in sick}
 
 
 class PhantomSource:
@@ -254,8 +286,9 @@ class PhantomSource:
         cache: VolumeCache,
         diseases: tuple[float, ...] = (0.4, 0.6),
         volumes: str = "float16",
+        zoom: Zoom | None = None,
     ) -> None:
-        self.pool, self.patients, self.seed = pool, patients, seed
+        self.pool, self.patients, self.seed, self.zoom = pool, patients, seed, zoom
         self.cache, self.diseases, self.volumes = cache, diseases, volumes
         self._opened: Pool | None = None
         self._pool_key = content_key(np.load(pool / "seeds.npy"))
@@ -277,23 +310,46 @@ class PhantomSource:
         return f"phantom {self.seed}/{unit.scan}"
 
     def key(self, scan: int) -> str:
-        return content_key("phantom", self._pool_key, self.seed, scan, list(self.diseases), self.volumes)
+        told = (self.seed, scan, list(self.diseases), self.volumes)
+        return content_key("phantom", self._pool_key, *told, *_zoom_key(self.zoom))
 
     def make(self, scan: int) -> ScanData:
+        case, rng = self._draw(scan)
+        whole = self._whole(scan, case)
+        if self.zoom is None:
+            return whole
+        crops = [crop_case(case, organ, self.zoom, rng) for organ in self.zoom.organs]
+        return replace(whole, crops={crop.organ: self._crop(whole.name, crop) for crop in crops if crop})
+
+    def _crop(self, name: str, crop: PhantomCrop) -> ScanData:
+        found = _stored(f"{name} {crop.organ}", crop_targets(crop), crop.coverage, self.volumes)
+        return replace(found, organ=crop.organ, side_mm=crop.side_mm)
+
+    def whole(self, scan: int) -> ScanData:
+        """A patient without crops, where only the truth is wanted."""
+        return self._whole(scan, self._draw(scan)[0])
+
+    def _draw(self, scan: int) -> tuple[Case, np.random.Generator]:
         if self._opened is None:
             self._opened = Pool.open(self.pool)
-        case = self._opened.draw(np.random.default_rng([self.seed, scan]), diseases=self.diseases)
-        targets = case_targets(case)
+        rng = np.random.default_rng([self.seed, scan])
+        return self._opened.draw(rng, diseases=self.diseases), rng
+
+    def _whole(self, scan: int, case: Case) -> ScanData:
         shares = cell_shares(merged_labels(case), len(TABLE) + 1)
-        coverage = named_coverage(shares)
-        abnormal = zip(CLS_ORGANS, targets["abnormal"].tolist(), strict=True)
-        return ScanData(
-            name=f"phantom {self.seed}/{scan}",
-            volume=as_stored(targets["volume"].numpy(), self.volumes),
-            coverage=coverage,
-            present=frozenset(coverage),
-            abnormal={organ: label for organ, label in abnormal if label >= 0 and organ in coverage},
-            lesion=targets["patch"].numpy().astype(np.float16),
-            attributes=targets["attributes"].numpy().astype(np.int8),
-            truth=asdict(case.truth),
-        )
+        found = _stored(f"phantom {self.seed}/{scan}", case_targets(case), shares, self.volumes)
+        return replace(found, present=frozenset(found.coverage), truth=asdict(case.truth))
+
+
+def _stored(name: str, targets: dict[str, Tensor], shares: NDArray[np.float32], volumes: str) -> ScanData:
+    """A phantom, or a crop of it, from the vision stage's targets and the coverage of all organs [57, 8, 16, 16]."""
+    coverage = named_coverage(shares)
+    abnormal = zip(CLS_ORGANS, targets["abnormal"].tolist(), strict=True)
+    return ScanData(
+        name=name,
+        volume=as_stored(targets["volume"].numpy(), volumes),
+        coverage=coverage,
+        abnormal={organ: label for organ, label in abnormal if label >= 0 and organ in coverage},
+        lesion=targets["patch"].numpy().astype(np.float16),
+        attributes=targets["attributes"].numpy().astype(np.int8),
+    )

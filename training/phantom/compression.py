@@ -59,10 +59,11 @@ def contact(lesion: Lesion, painted: Painted, grid: Grid) -> tuple[float, float]
     return float((_IS_NEIGHBOUR[labels] & ~host).sum()) / expected, float(free.sum()) / expected
 
 
-def push(lesion: Lesion, painted: Painted, grid: Grid) -> tuple[int, ...]:
+def push(lesion: Lesion, painted: Painted, grid: Grid, *, known: bool = False) -> tuple[int, ...]:
     """Push neighbours aside, in place; the ids of those that gave way. Nothing is changed where none does.
 
-    Also nothing is changed when the lesion would still not find room, or its centre is outside the grid.
+    Also nothing is changed when the lesion would still not find room, or its centre is outside the grid. With
+    ``known`` the lesion is one that pushed in the whole patient: on a grid of a part, all that can give way does.
     """
     window = lesion_window(lesion, grid, REACH)
     middle = (np.asarray(lesion.centre_mm) - grid.origin) / grid.spacing
@@ -76,11 +77,11 @@ def push(lesion: Lesion, painted: Painted, grid: Grid) -> tuple[int, ...]:
     given[[host, *CONTINUOUS.get(lesion.organ, ())]] = 0
     pushed = tuple(int(number) for number in np.flatnonzero(given >= PUSHED_MM3))
     whole = np.bincount(painted.labels.ravel(), minlength=256) * grid.voxel_mm3
-    if not pushed or any(given[number] > MOST_PUSHED * whole[number] for number in pushed):
+    if not known and (not pushed or any(given[number] > MOST_PUSHED * whole[number] for number in pushed)):
         return ()
     _move(lesion, painted, window, ratio, middle)
     mark = stamp(lesion, painted, grid)
-    if mark is None or not mark.roomy:
+    if not known and (mark is None or not mark.roomy):
         painted.labels[window], painted.tissue[window] = labels, tissue
         return ()
     return pushed

@@ -6,7 +6,6 @@ import gzip
 import json
 import os
 from collections.abc import Iterator
-from concurrent.futures import ProcessPoolExecutor
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
@@ -20,7 +19,7 @@ from tumorchain_agent.training.phantom.patient import Case, generate
 from tumorchain_agent.training.phantom.render import to_stored
 from tumorchain_agent.training.phantom.reports import clinical_stage, pathology_report, radiology_report
 from tumorchain_agent.training.phantom.volume import PIXELS, SLICES, generate_nano
-from tumorchain_agent.training.workers import calm_worker
+from tumorchain_agent.training.workers import worker_pool
 
 SPACING = (1.5, 1.5, 5.0)
 """Default voxel size of a written phantom in mm."""
@@ -153,5 +152,5 @@ def write_cohort(
         else:
             jobs.append(job)
     if jobs:
-        with ProcessPoolExecutor(min(workers, len(jobs)), initializer=calm_worker) as pool:
+        with worker_pool(min(workers, len(jobs))) as pool:
             yield from pool.map(_Job.run, jobs)

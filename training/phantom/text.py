@@ -10,6 +10,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from tumorchain_agent.model.wording import in_mode
 from tumorchain_agent.tools.organs import MERGE
 from tumorchain_agent.tools.organs import ORGANS as TABLE
 from tumorchain_agent.training.phantom import wording as W
@@ -107,7 +108,10 @@ def pathology(truth: Truth, rng: Rng = None) -> str:
 
 
 def short_answer(truth: Truth, subtask: str, asked: str | None) -> str:
-    """The answer proper; what an evaluation compares."""
+    """The answer proper; what an evaluation compares.
+
+    A report's tells TNM, organ and size, so that it can be compared where no findings are written as well.
+    """
     if subtask == "tumor_position":
         return (
             f"yes, a tumor of the {W.spoken(str(asked))}"
@@ -127,7 +131,7 @@ def short_answer(truth: Truth, subtask: str, asked: str | None) -> str:
         "tumor": f"c{truth.t}",
         "node": str(truth.n),
         "metastasis": str(truth.m),
-        "report": f"c{truth.t} {truth.n} {truth.m}",
+        "report": f"c{truth.t} {truth.n} {truth.m}, {W.spoken(truth.organ)}, {W.size_phrase(truth.size_mm)}",
     }
     return answers[subtask]
 
@@ -163,25 +167,41 @@ def closing(answer: str) -> str:
     return f"Answer: {answer}."
 
 
-def compose(rng: np.random.Generator, truth: Truth, subtask: str, suspicion: dict[str, float]) -> Sample:
+def compose(
+    rng: np.random.Generator,
+    truth: Truth,
+    subtask: str,
+    suspicion: dict[str, float],
+    *,
+    iir: bool = True,
+    cot: bool = True,
+) -> Sample:
     """A question and its rounds. ``suspicion`` is Cls's p(abnormal) of each organ in the scan.
 
     The first round names the organs that the question asks about and those that Cls suspects, two at least.
     Where that misses the tumour's organ, it takes the last one's place or gets a round of its own; healthy
     patients get such a further round as well, so that neither the list nor the number of rounds gives the verdict
     away.
+
+    Without ``iir`` there is one round, from the whole scan. Without ``cot`` the last round says the answer alone.
+    The question's words tell which is wanted.
     """
     asked = str(rng.choice(ORGANS)) if subtask == "tumor_position" else None
-    first, later = _to_examine(rng, truth, subtask, suspicion, asked)
-    rounds: list[tuple[str, ...]] = [(), tuple(first)]
-    texts = [W.look_closer(first, rng)]
-    if later:
-        rounds.append(tuple(later))
-        texts.append(W.look_closer(later, rng))
-    seen = [*first, *later]
+    rounds: list[tuple[str, ...]] = [()]
+    texts: list[str] = []
+    if iir:
+        for organs in _to_examine(rng, truth, subtask, suspicion, asked):
+            if organs:
+                rounds.append(tuple(organs))
+                texts.append(W.look_closer(organs, rng))
+        seen = [organ for organs in rounds for organ in organs]
+    else:
+        seen = [o for o in ORGANS if o in suspicion or o == asked]
     absent = tuple(o for o in seen if o not in suspicion)
-    texts.append(final_text(truth, [o for o in seen if o in suspicion], subtask, asked, absent, rng))
-    return Sample(subtask, ask(rng, subtask, asked), tuple(rounds), tuple(texts), asked)
+    last = final_text(truth, [o for o in seen if o in suspicion], subtask, asked, absent, rng)
+    texts.append(last if cot else closing(answer_text(truth, subtask, asked, absent)))
+    question = in_mode(ask(rng, subtask, asked), iir=iir, cot=cot)
+    return Sample(subtask, question, tuple(rounds), tuple(texts), asked)
 
 
 def _to_examine(

@@ -7,7 +7,6 @@ draws lesions, contrast and noise anew for every sample.
 from __future__ import annotations
 
 import os
-from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass, replace
 from functools import lru_cache
 from pathlib import Path
@@ -24,7 +23,7 @@ from tumorchain_agent.training.phantom.mimics import sample_mimics
 from tumorchain_agent.training.phantom.patient import ORGANS, Case, Plan, body_grid, realise, sample_plan
 from tumorchain_agent.training.phantom.render import Appearance, Sampling
 from tumorchain_agent.training.phantom.shapes import Array, Grid, triple
-from tumorchain_agent.training.workers import calm_worker
+from tumorchain_agent.training.workers import worker_pool
 
 SLICES, PIXELS = 32, 128
 Scalar = TypeVar("Scalar", bound=np.generic)
@@ -121,7 +120,7 @@ def make_pool(folder: Path, count: int, first_seed: int, workers: int = 2) -> Po
         for n in ("labels", "tissue")
     ]
     grids = np.zeros((count, 6))
-    with ProcessPoolExecutor(workers, initializer=calm_worker) as pool:
+    with worker_pool(workers) as pool:
         for i, (grid, *painted) in enumerate(pool.map(_paint, map(int, seeds), chunksize=8)):
             grids[i] = grid
             for array, values in zip(arrays, painted, strict=True):

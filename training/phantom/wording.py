@@ -115,7 +115,12 @@ def capital(text: str) -> str:
 
 def section_phrase(truth: Truth, rng: Rng = None) -> str:
     """Where in its organ the tumour sits, e.g. ``pancreatic tail``."""
-    return pick(rng, _SECTION[str(truth.organ)]).format(part=truth.substructure)
+    return pick(rng, section_phrases(str(truth.organ), str(truth.substructure)))
+
+
+def section_phrases(organ: str, part: str) -> list[str]:
+    """All that a part of an organ is called, the canonical first."""
+    return [words.format(part=part) for words in _SECTION[organ]]
 
 
 def size_phrase(size_mm: float, rng: Rng = None) -> str:

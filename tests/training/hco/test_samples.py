@@ -21,6 +21,7 @@ from tumorchain_agent.graph.state import IIRConfig
 from tumorchain_agent.model.generate import Sampling
 from tumorchain_agent.model.template import IGNORED_LABEL, Message, flat_ids, render
 from tumorchain_agent.model.tokenizer import build_nano_tokenizer
+from tumorchain_agent.model.wording import WITHOUT_COT, WITHOUT_IIR
 from tumorchain_agent.records import OrganEvidence, Round, ScanInfo, TokenSet
 from tumorchain_agent.tools.roi import mean_mixture
 from tumorchain_agent.training.data.policy import BadSample, Reason
@@ -33,6 +34,7 @@ from tumorchain_agent.training.hco.samples import Item, of_phantom, of_record, t
 from tumorchain_agent.training.hco.scans import ScanData, VolumeCache
 from tumorchain_agent.training.hco.sources import PhantomSource, load
 from tumorchain_agent.training.hco.trainer import train
+from tumorchain_agent.training.modes import MODES
 from tumorchain_agent.training.phantom.volume import make_pool
 
 if TYPE_CHECKING:
@@ -128,20 +130,54 @@ def _short(part: str | Evidence) -> str:
     return "<τ_g>" if part.organ is None else f"<τ_l {part.organ}>"
 
 
-def test_forms_and_ablations_show_and_say_what_their_names_tell(coverage: dict[str, Any]) -> None:
-    def said(form: Form, *, iir: bool = True, cot: bool = True) -> tuple[list[str], list[str | None]]:
-        found = turns(ITEM, form, coverage, iir=iir, cot=cot)
+def test_forms_show_and_say_what_their_names_tell(coverage: dict[str, Any]) -> None:
+    def said(form: Form) -> tuple[list[str], list[str | None]]:
+        found = turns(ITEM, form, coverage)
         texts = [str(t.parts[0]) for t in found if t.role == "assistant"]
         organs = [p.organ for t in found for p in t.parts if isinstance(p, Evidence)]
         return texts, organs
 
     everything: list[str | None] = [None, "liver", "spleen"]
     assert said("cot") == (list(ITEM.texts), everything)
-    assert said("cot", cot=False) == ([*TEXTS, ITEM.answer], everything)
     assert said("instruct") == ([*TEXTS, ITEM.answer], everything)
-    assert said("cot", iir=False) == ([ITEM.texts[-1]], [None])
-    assert said("cot", iir=False, cot=False) == ([ITEM.answer], [None])
     assert said("align") == ([ITEM.caption], everything)
+
+
+def test_a_record_is_told_in_each_mode() -> None:
+    record = CoTSample.model_validate(tiny.lines("P-1", "train")[0])
+    organs = {organ: np.ones((8, 16, 16), np.float32) for round in record.rounds for organ in round.organs}
+    scan = ScanData("s", None, organs, frozenset(organs))
+    items = {name: of_record(record, scan, mode) for name, mode in MODES.items()}
+    asked = {name: item.question for name, item in items.items() if isinstance(item, Item)}
+    assert asked == {
+        "full": record.prompt,
+        "without_iir": f"{record.prompt} {WITHOUT_IIR}",
+        "without_cot": f"{record.prompt} {WITHOUT_COT}",
+        "without_both": f"{record.prompt} {WITHOUT_IIR} {WITHOUT_COT}",
+    }
+    told = {name: item.texts for name, item in items.items() if isinstance(item, Item)}
+    assert told == {
+        "full": record.texts,
+        "without_iir": record.texts[-1:],
+        "without_cot": (*record.texts[:-1], record.conclusion),
+        "without_both": (record.conclusion,),
+    }
+
+
+def test_a_phantom_in_a_mode_is_answered_as_in_full(tmp_path: Path) -> None:
+    make_pool(tmp_path / "pool", 2, 0, workers=1)
+    scan = load(PhantomSource(tmp_path / "pool", 4, 0, VolumeCache(tmp_path)), 1)
+    assert isinstance(scan, ScanData)
+    for pick in range(6):
+        items = {name: of_phantom(scan, [0, pick], None, "p", mode) for name, mode in MODES.items()}
+        assert {item.answer for item in items.values()} == {items["full"].answer}
+        assert len(items["full"].texts) == len(items["without_cot"].texts) > 1
+        assert len(items["without_iir"].texts) == len(items["without_both"].texts) == 1
+        for item in items.values():
+            assert item.texts[-1].endswith(item.answer)
+        without_cot = items["without_cot"]
+        own = with_own_first_round(without_cot, "The liver needs a closer look.")
+        assert own.texts[-1] == without_cot.answer
 
 
 def test_a_first_round_of_its_own_leads_where_it_looked_and_then_to_what_it_missed(
