@@ -33,8 +33,13 @@ COMPRESSION_SHARE, COMPRESSION_MM = 0.4, 25.0
 any of liver and pancreas, and of the wall tumours those that grow through the serosa, which then don't invade."""
 NODAL_SHARE = 0.45
 """Share of tumours with regional nodes; the N category is drawn evenly, then the count within it."""
-LIVER_SHARE, LUNG_SHARE, PERITONEUM_SHARE = 0.16, 0.06, 0.06
-"""Share of tumours with metastases at each site, independent of each other; none of the liver in the liver."""
+LIVER_SHARE, LUNG_SHARE, PERITONEUM_SHARE = 0.28, 0.12, 0.12
+"""Share of tumours with metastases at each site, independent of each other; none of the liver in the liver.
+
+More often than in a clinic, as are further tumours: or "M0" and "solitary" would be right without a look."""
+MULTIPLE_SHARE, SYNCHRONOUS_SHARE = 0.55, 0.5
+"""Share of liver tumours with satellites, and of other tumours with a second or third one in the same organ; room is
+found for fewer."""
 _CAVITY = 0.085
 """The abdominal wall's share of the trunk's radius, as painted."""
 Points = NDArray[np.float32] | NDArray[np.float64]
@@ -50,8 +55,9 @@ def sample_disease(
     size = sample_size(rng, 48.0 if organ == "esophagus" else 65.0)
     place = _Placing(rng, own, anatomy, painted, grid)
     out = [place.tumor(organ, size, compress=size >= COMPRESSION_MM and own.random() < COMPRESSION_SHARE)]
-    if organ == "liver" and rng.random() < 0.35:
-        sizes = [float(round(rng.uniform(10, min(size, 45)))) for _ in range(int(rng.integers(1, 4)))]
+    if rng.random() < (MULTIPLE_SHARE if organ == "liver" else SYNCHRONOUS_SHARE):
+        most = 3 if organ == "liver" else 2
+        sizes = [float(round(rng.uniform(10, min(size, 45)))) for _ in range(int(rng.integers(most)) + 1)]
         out += place.more(organ, sizes, out)
     if own.random() < NODAL_SHARE:
         out += place.nodes(out[0], _node_count(own, organ))

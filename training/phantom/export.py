@@ -23,7 +23,7 @@ from tumorchain_agent.training.workers import worker_pool
 
 SPACING = (1.5, 1.5, 5.0)
 """Default voxel size of a written phantom in mm."""
-GENERATOR = 3
+GENERATOR = 4
 """Raised when the same seed gives another patient; cohorts of two generators don't mix."""
 
 

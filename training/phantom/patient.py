@@ -47,7 +47,7 @@ class Truth:
     """Those of the five organs with a tumour or metastasis: the label of Cls."""
     z_range_mm: tuple[float, float]
     reach_mm: float = 0.0
-    """Wall tumours: how far it grows beyond the outer wall, which decides T."""
+    """Wall tumours: how far the deepest one grows beyond the outer wall, which decides T."""
     sites: tuple[str, ...] = ()
     """Of metastases: ``liver``, ``lung``, ``peritoneum``."""
     edge: bool = False
@@ -185,7 +185,10 @@ def _pushed(lesions: Sequence[Lesion], painted: Painted, grid: Grid) -> list[tup
 
 
 def truth_of(plan: Plan, kept: Sequence[Stamp]) -> Truth:
-    """What is true of a plan whose ``kept`` lesions found room; of several tumours the largest one's organ counts."""
+    """What is true of a plan whose ``kept`` lesions found room.
+
+    Of several tumours the largest one's organ counts, and it is described; T is that of the organ's deepest growth.
+    """
     tumors = [m for m in kept if m.lesion.kind == "tumor"]
     benign = [m.lesion for m in kept if m.lesion.kind in BENIGN]
     healthy = Truth(
@@ -212,7 +215,9 @@ def truth_of(plan: Plan, kept: Sequence[Stamp]) -> Truth:
         return healthy
     main = max(tumors, key=lambda m: m.lesion.size_mm)
     lesion, organ = main.lesion, main.lesion.organ
-    count = sum(m.lesion.organ == organ for m in tumors)
+    same = [m for m in tumors if m.lesion.organ == organ]
+    reach = max(m.lesion.reach_mm for m in same)
+    invaded = tuple(sorted({number for m in same for number in m.invaded}))
     spread = [m.lesion for m in kept if m.lesion.primary == organ]
     nodes = sum(each.kind == "node" for each in spread)
     metastases = [each.organ for each in spread if each.kind == "metastasis"]
@@ -226,15 +231,15 @@ def truth_of(plan: Plan, kept: Sequence[Stamp]) -> Truth:
         shape=lesion.shape,
         boundary=lesion.boundary,
         density=lesion.density,
-        count=count,
+        count=len(same),
         nodes=nodes,
         metastases=len(metastases),
-        t=t_category(organ, lesion.size_mm, count, lesion.reach_mm, main.invaded),
+        t=t_category(organ, lesion.size_mm, len(same), reach, invaded),
         n=n_category(organ, nodes),
         m=m_category(organ, sites),
-        invaded=main.invaded,
+        invaded=invaded,
         abnormal_organs=tuple(sorted(ill & set(ORGANS))),
-        reach_mm=lesion.reach_mm,
+        reach_mm=reach,
         sites=sites,
         edge=lesion.at_edge,
         compresses=main.compressed,

@@ -132,7 +132,12 @@ def test_thousands_of_truths_follow_the_rules_and_reach_every_category(rules: Ru
         }.get(organ, {"T2", "T3", "T4a", "T4b"})
     shares = Counter(truth.n == "N0" for truth in truths)
     assert 0.45 < shares[True] / len(truths) < 0.65
-    assert 0.15 < sum(truth.m != "M0" for truth in truths) / len(truths) < 0.35
+    assert 0.3 < sum(truth.m != "M0" for truth in truths) / len(truths) < 0.5
+    for organ in ORGANS:
+        several = [truth.count > 1 for truth in truths if truth.organ == organ]
+        assert 0.25 < sum(several) / len(several) < 0.7, (
+            f"{organ}: the count of tumors is nearly always the same"
+        )
 
 
 @pytest.mark.parametrize(
