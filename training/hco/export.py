@@ -21,6 +21,7 @@ from tumorchain_agent.training.hco.resume import Place
 from tumorchain_agent.training.hco.scans import ScanData
 from tumorchain_agent.training.hco.sources import PhantomSource, RecordSource, Source, load
 from tumorchain_agent.training.nano import described_statistics
+from tumorchain_agent.training.phantom.export import GENERATOR
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerFast
@@ -90,7 +91,7 @@ def data_hash(source: Source) -> str:
             return hashlib.file_digest(file, "sha256").hexdigest()
     if isinstance(source, PhantomSource):
         digest.update(np.load(source.pool / "seeds.npy").tobytes())
-        digest.update(f"{source.seed} {source.patients} {source.diseases}".encode())
+        digest.update(f"{GENERATOR} {source.seed} {source.patients} {source.diseases}".encode())
     return digest.hexdigest()
 
 

@@ -26,6 +26,7 @@ from tumorchain_agent.training.data.record import CoTSample
 from tumorchain_agent.training.data.scans import BadVolumeError, Unusable, open_volumes
 from tumorchain_agent.training.hco.scans import ScanData, VolumeCache, as_stored, named_coverage
 from tumorchain_agent.training.phantom.crops import PhantomCrop, crop_case
+from tumorchain_agent.training.phantom.export import GENERATOR
 from tumorchain_agent.training.phantom.patient import Case
 from tumorchain_agent.training.phantom.volume import Pool, cell_shares, merged_labels
 from tumorchain_agent.training.targets import CLS_ORGANS, case_targets, crop_targets
@@ -311,7 +312,7 @@ class PhantomSource:
 
     def key(self, scan: int) -> str:
         told = (self.seed, scan, list(self.diseases), self.volumes)
-        return content_key("phantom", self._pool_key, *told, *_zoom_key(self.zoom))
+        return content_key("phantom", GENERATOR, self._pool_key, *told, *_zoom_key(self.zoom))
 
     def make(self, scan: int) -> ScanData:
         case, rng = self._draw(scan)

@@ -79,6 +79,7 @@ def test_a_changed_scan_is_read_again(records: Path) -> None:
     assert source(records).key(0) != before
 
 
+@pytest.mark.slow
 def test_several_workers_fill_the_cache_and_a_second_filling_makes_nothing(records: Path) -> None:
     write_patient(records.parent, "P-9")
     (records.parent / "P-2" / "ct.nii.gz").unlink()

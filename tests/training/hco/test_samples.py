@@ -209,9 +209,15 @@ def test_after_its_own_first_round_come_the_questions_organs_and_then_those_it_n
     assert shown == ["<τ_l spleen>", "<τ_l liver>"]
 
 
-def test_a_phantoms_truth_is_told_of_the_organs_that_were_looked_at(tmp_path: Path) -> None:
+def test_a_phantoms_truth_is_told_of_the_organs_that_were_looked_at(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     make_pool(tmp_path / "pool", 2, 0, workers=1)
     source = PhantomSource(tmp_path / "pool", 4, 0, VolumeCache(tmp_path))
+    key = source.key(1)
+    with monkeypatch.context() as other:
+        other.setattr("tumorchain_agent.training.hco.sources.GENERATOR", 0)
+        assert source.key(1) != key, "a cached phantom of another generator is not found"
     scan = load(source, 1)
     assert isinstance(scan, ScanData)
     again = load(source, 1)

@@ -161,6 +161,7 @@ def test_each_stage_trains_what_it_says_and_nothing_else(records: Path, tmp_path
     assert changed == [{"encoder", "cls", "heads"}, {"projector"}, {"projector", "llm"}]
 
 
+@pytest.mark.slow
 def test_a_loss_that_is_no_number_stops_with_the_samples_and_keeps_the_last_good_checkpoint(
     records: Path, tmp_path: Path
 ) -> None:
@@ -198,6 +199,7 @@ def small_files() -> Iterator[None]:
     signal.signal(signal.SIGXFSZ, usual)
 
 
+@pytest.mark.slow
 def test_a_full_disk_leaves_the_last_good_checkpoint_as_the_latest(
     records: Path, tmp_path: Path, request: pytest.FixtureRequest
 ) -> None:
@@ -263,6 +265,7 @@ def bad_cohort(folder: Path) -> Path:
     return write_lines(path, *lines)
 
 
+@pytest.mark.slow
 def test_bad_data_in_the_middle_of_an_epoch_is_skipped_named_and_counted(
     tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:

@@ -154,5 +154,5 @@ def test_a_size_on_the_limit_belongs_to_the_lower_category(
 
 
 def test_sizes_are_whole_millimetres_so_that_a_report_can_state_them(seed: int) -> None:
-    for truth in sampled_truths(seed, 25):
+    for truth in sampled_truths(seed, 10):
         assert truth.size_mm == round(truth.size_mm)

@@ -16,7 +16,13 @@ import pytest
 from PIL import Image
 
 from tumorchain_agent.cli import main
-from tumorchain_agent.training.phantom.export import GENERATOR, truth_record, write_cohort
+from tumorchain_agent.training.phantom.export import (
+    GENERATOR,
+    patient_id,
+    truth_record,
+    write_case,
+    write_cohort,
+)
 from tumorchain_agent.training.phantom.patient import Case, generate
 from tumorchain_agent.training.phantom.preview import LESION_RGB, TILE, caption, contact_sheet, slice_of
 from tumorchain_agent.training.phantom.volume import PIXELS, SLICES, generate_nano
@@ -36,7 +42,8 @@ def hashes(folder: Path) -> dict[str, str]:
 def cohort(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Three patients at nano's resolution."""
     folder = tmp_path_factory.mktemp("cohort")
-    assert main(["phantom", str(folder), "--n", "3", "--seed", "40", "--resolution", "nano"]) == 0
+    for seed in (40, 41, 42):
+        write_case(generate_nano(seed), folder / patient_id(seed))
     return folder
 
 
@@ -51,6 +58,7 @@ def test_the_same_seed_gives_the_same_bytes_in_another_process(cohort: Path, tmp
     assert {Path(name).name for name in hashes(cohort)} == FILES
 
 
+@pytest.mark.slow
 def test_what_is_there_is_kept_and_only_the_rest_is_written(
     cohort: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

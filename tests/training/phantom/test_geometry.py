@@ -66,7 +66,7 @@ def growth(lesion: Lesion, anatomy: Anatomy) -> float:
 def test_a_wall_tumours_picture_grows_as_deep_as_its_t_category_says() -> None:
     rng = np.random.default_rng(33)
     short = []
-    for k in range(21):
+    for k in range(15):
         plan, coarse, before = painted_patient(70 + k % 6)
         lesion = sample_disease(rng, plan.anatomy, WALL[k % 3], before, coarse)[0]
         beyond = growth(lesion, plan.anatomy)
@@ -74,7 +74,7 @@ def test_a_wall_tumours_picture_grows_as_deep_as_its_t_category_says() -> None:
             assert beyond < (BEYOND_MM if lesion.reach_mm < BEYOND_MM else THROUGH_MM)
         if lesion.reach_mm >= BEYOND_MM:
             short.append(beyond < (BEYOND_MM if lesion.reach_mm < THROUGH_MM else THROUGH_MM) - MM)
-    assert len(short) > 8
+    assert len(short) > 5
     assert np.mean(short) < 0.1, "but for a few that lie against an organ on all sides"
 
 
