@@ -33,17 +33,13 @@ from tumorchain_agent.training.modes import Mode, ModeOdds
 from tumorchain_agent.training.optimizer import MuonAdamW, split, trapezoid
 from tumorchain_agent.training.packing import Block, packed_hidden
 from tumorchain_agent.training.phantom.text import Sample, compose
+from tumorchain_agent.training.tasks import SUBTASK_ODDS
 from tumorchain_agent.training.vision_stage import cls_loss
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerFast, Qwen2ForCausalLM
 
 log = logging.getLogger(__name__)
-
-SUBTASK_ODDS = {
-    "organ": 5.0, "tumor_position": 4.0, "report": 4.0, "segment": 1.5, "shape": 1.0, "boundary": 1.0, "density": 1.0,
-    "count": 1.0, "others": 1.0, "tumor": 1.5, "node": 1.0, "metastasis": 1.0,
-}  # fmt: skip
 
 
 class LLMStageConfig(BaseModel):

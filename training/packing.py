@@ -7,7 +7,7 @@ computed once per patient, not once per question; attention is block-diagonal an
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import lru_cache
@@ -89,11 +89,18 @@ def packed_mode(llm: Qwen2ForCausalLM) -> Iterator[None]:
 
     Around forward and backward together where layers are recomputed: the second time must attend as the first.
     """
+    with attending(llm, ATTENTION, packed_attention):
+        yield
+
+
+@contextmanager
+def attending(llm: Qwen2ForCausalLM, name: str, attention: Callable[..., Any]) -> Iterator[None]:
+    """The LLM attends by a function of ours, which transformers knows by ``name``, while this lasts."""
     from transformers import AttentionInterface
 
-    AttentionInterface.register(ATTENTION, packed_attention)
+    AttentionInterface.register(name, attention)
     usual = llm.config._attn_implementation
-    llm.set_attn_implementation(ATTENTION)
+    llm.set_attn_implementation(name)
     try:
         yield
     finally:

@@ -18,3 +18,9 @@ SUBTASKS: Final[tuple[str, ...]] = tuple(name for names in TASKS.values() for na
 
 TASK_OF: Final[dict[str, Task]] = {name: task for task, names in TASKS.items() for name in names}
 """Subtask → its task."""
+
+SUBTASK_ODDS: Final = {
+    "organ": 5.0, "tumor_position": 4.0, "report": 4.0, "segment": 1.5, "shape": 1.0, "boundary": 1.0, "density": 1.0,
+    "count": 1.0, "others": 1.0, "tumor": 1.5, "node": 1.0, "metastasis": 1.0,
+}  # fmt: skip
+"""How often training asks a phantom about what."""

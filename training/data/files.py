@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import gzip
 import json
-import os
 import zlib
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
@@ -13,8 +12,9 @@ from typing import IO, Final
 
 from pydantic import ValidationError
 
-from tumorchain_agent.errors import DataError, InputError, OutputError
+from tumorchain_agent.errors import DataError, InputError
 from tumorchain_agent.records import Record
+from tumorchain_agent.training.atomic import whole_file
 from tumorchain_agent.training.data.explain import explain
 from tumorchain_agent.training.data.policy import BadSample, Reason
 from tumorchain_agent.training.data.record import CoTSample
@@ -153,23 +153,12 @@ def writing(path: Path) -> Iterator[IO[bytes]]:
 
     Names in ``.gz`` are packed; equal content gives equal bytes. OutputError when the place can't be written.
     """
-    draft = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        with draft.open("wb") as raw:
-            if path.suffix == ".gz":
-                with gzip.GzipFile("", "wb", 6, raw, mtime=0) as packed:
-                    yield packed  # type: ignore[misc]
-            else:
-                yield raw
-            raw.flush()
-            os.fsync(raw.fileno())
-        os.replace(draft, path)
-    except OSError as error:
-        reason = error.strerror or type(error).__name__
-        raise OutputError(f"{path} can't be written ({reason}); free space or name another file") from error
-    finally:
-        draft.unlink(missing_ok=True)
+    with whole_file(path, "free space or name another file") as raw:
+        if path.suffix == ".gz":
+            with gzip.GzipFile("", "wb", 6, raw, mtime=0) as packed:
+                yield packed  # type: ignore[misc]
+        else:
+            yield raw
 
 
 def write_samples(path: Path, samples: Iterable[CoTSample]) -> int:

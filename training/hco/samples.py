@@ -16,7 +16,6 @@ from tumorchain_agent.training.data.scans import BadVolumeError, check_against
 from tumorchain_agent.training.hco.config import Form
 from tumorchain_agent.training.hco.rows import Evidence, Turn
 from tumorchain_agent.training.hco.scans import ScanData
-from tumorchain_agent.training.hco.sources import SUBTASK_ODDS
 from tumorchain_agent.training.modes import FULL, Mode
 from tumorchain_agent.training.phantom.patient import ORGANS, Truth
 from tumorchain_agent.training.phantom.text import (
@@ -27,7 +26,7 @@ from tumorchain_agent.training.phantom.text import (
     findings,
 )
 from tumorchain_agent.training.phantom.wording import look_closer
-from tumorchain_agent.training.tasks import TASK_OF
+from tumorchain_agent.training.tasks import SUBTASK_ODDS, TASK_OF
 
 Retell = Callable[[Sequence[str]], str]
 

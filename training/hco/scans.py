@@ -8,22 +8,20 @@ from __future__ import annotations
 import hashlib
 import json
 import logging
-import os
-import uuid
 import zipfile
-from collections.abc import Callable, Collection, Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import IO, Any, Final
+from typing import Any, Final
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
-from tumorchain_agent.errors import OutputError
 from tumorchain_agent.tools.organs import ORGANS as TABLE
 from tumorchain_agent.tools.roi import CELLS, GRID, covered_cells
+from tumorchain_agent.training.atomic import whole_file
 from tumorchain_agent.training.hco.dense import UNKNOWN, DenseTargets
 from tumorchain_agent.training.targets import ATTRIBUTES
 
@@ -95,23 +93,6 @@ def named_coverage(shares: NDArray[np.float32]) -> Coverage:
     }
 
 
-def write_whole(path: Path, writer: Callable[[IO[bytes]], None]) -> None:
-    """Let ``writer`` fill a file that appears at ``path`` whole or not at all. OutputError when it can't."""
-    draft = path.with_name(f".{path.name}.{uuid.uuid4().hex}.tmp")
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        with draft.open("wb") as file:
-            writer(file)
-            file.flush()
-            os.fsync(file.fileno())
-        os.replace(draft, path)
-    except OSError as error:
-        reason = error.strerror or type(error).__name__
-        raise OutputError(f"{path} can't be written ({reason}); free space, then run again") from error
-    finally:
-        draft.unlink(missing_ok=True)
-
-
 class VolumeCache:
     """Preprocessed scans by key; safe to share among processes."""
 
@@ -141,7 +122,8 @@ class VolumeCache:
             return None
 
     def put(self, key: str, scan: ScanData) -> None:
-        write_whole(self.path(key), lambda file: np.savez(file, **_packed(scan)))
+        with whole_file(self.path(key)) as file:
+            np.savez(file, **_packed(scan))
 
 
 def _packed(scan: ScanData) -> dict[str, Any]:
@@ -211,7 +193,8 @@ class TokenCache:
 
     def put(self, key: str, tokens: Tensor) -> None:
         array = tokens.detach().to("cpu", torch.float16).numpy()
-        write_whole(self.path(key), lambda file: np.save(file, array))
+        with whole_file(self.path(key)) as file:
+            np.save(file, array)
 
 
 def weights_hash(module: nn.Module) -> str:

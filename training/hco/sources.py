@@ -6,7 +6,7 @@ from collections.abc import Callable, Collection, Iterable, Sequence
 from dataclasses import asdict, dataclass, replace
 from itertools import repeat
 from pathlib import Path
-from typing import Final, Literal, Protocol
+from typing import Literal, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
@@ -31,12 +31,6 @@ from tumorchain_agent.training.phantom.patient import Case
 from tumorchain_agent.training.phantom.volume import Pool, cell_shares, merged_labels
 from tumorchain_agent.training.targets import CLS_ORGANS, case_targets, crop_targets
 from tumorchain_agent.training.workers import worker_pool
-
-SUBTASK_ODDS: Final = {
-    "organ": 5.0, "tumor_position": 4.0, "report": 4.0, "segment": 1.5, "shape": 1.0, "boundary": 1.0, "density": 1.0,
-    "count": 1.0, "others": 1.0, "tumor": 1.5, "node": 1.0, "metastasis": 1.0,
-}  # fmt: skip
-"""How often a phantom is asked about what."""
 
 
 @dataclass(frozen=True)

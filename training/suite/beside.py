@@ -7,7 +7,6 @@ attended to without a copy for each. What follows is padded on the left; padding
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Final, cast
 
@@ -17,6 +16,7 @@ from torch import Tensor, nn
 from tumorchain_agent.errors import ChatModelError
 from tumorchain_agent.model.generate import TextStream
 from tumorchain_agent.model.template import EmbedsPiece, Piece, to_inputs
+from tumorchain_agent.training.packing import attending
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerFast, Qwen2ForCausalLM
@@ -148,7 +148,7 @@ class Beside:
         lengths = {number: sum(map(len, pieces)) for number, pieces in first.items()}
         for prompt in prompts:
             self._check(sum(map(len, prompt)))
-        with _attending(self.llm):
+        with attending(self.llm, ATTENTION, _attention):
             read = [self._read_trunk(first[number]) for number in range(len(trunks))]
             rows = _Rows([numbers[k] for k in order], [lengths[numbers[k]] for k in order])
             said = self._continue(rows, read, [prompts[k][2:] for k in order])
@@ -249,17 +249,3 @@ def _trunk_key(prompt: Sequence[Piece]) -> tuple[int, ...]:
     if isinstance(head, EmbedsPiece) or not isinstance(evidence, EmbedsPiece):
         raise ValueError("a prompt begins with text, then the tokens of the whole scan")
     return (*head.ids, -1, id(evidence.embeds))
-
-
-@contextmanager
-def _attending(llm: Qwen2ForCausalLM) -> Iterator[None]:
-    """The LLM attends to trunks and rows, and nothing else, while this lasts."""
-    from transformers import AttentionInterface
-
-    AttentionInterface.register(ATTENTION, _attention)
-    usual = llm.config._attn_implementation
-    llm.set_attn_implementation(ATTENTION)
-    try:
-        yield
-    finally:
-        llm.set_attn_implementation(usual)
