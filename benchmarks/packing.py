@@ -29,8 +29,9 @@ from tumorchain_agent.model.template import IGNORED_LABEL
 from tumorchain_agent.model.tokenizer import build_nano_tokenizer
 from tumorchain_agent.training.hco.batches import Prepared, joint_batches
 from tumorchain_agent.training.hco.build import build_model, corpus
-from tumorchain_agent.training.hco.config import TrainConfig, load_config
+from tumorchain_agent.training.hco.config import TrainConfig
 from tumorchain_agent.training.hco.joint import JointModel
+from tumorchain_agent.training.hco.load_config import load_config
 from tumorchain_agent.training.hco.rows import encode
 from tumorchain_agent.training.hco.samples import of_phantom, turns
 from tumorchain_agent.training.hco.scans import VolumeCache

@@ -11,54 +11,22 @@ from pathlib import Path
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from pydantic import BaseModel, ConfigDict, Field
 from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.utils.data import DataLoader
 
+from tumorchain_agent.errors import Cancelled
 from tumorchain_agent.model.nano_encoder import NanoEncoderConfig
 from tumorchain_agent.tools.zoom import Zoom
 from tumorchain_agent.training.atomic import save_torch
 from tumorchain_agent.training.optimizer import MuonAdamW, split, trapezoid
 from tumorchain_agent.training.phantom.volume import Pool
 from tumorchain_agent.training.targets import ATTRIBUTES, CLS_ORGANS, PhantomStream, auc, stack
+from tumorchain_agent.training.vision_config import VisionStageConfig
 
 log = logging.getLogger(__name__)
 Batch = dict[str, Tensor]
 """``case_targets`` of several patients, stacked."""
-
-
-class VisionStageConfig(BaseModel):
-    """``minutes`` of wall time; the learning rate rises, stays, and falls over them."""
-
-    model_config = ConfigDict(frozen=True, extra="forbid")
-
-    encoder: NanoEncoderConfig = NanoEncoderConfig()
-    minutes: float = 50.0
-    batch: int = 6
-    lr: float = 6e-3
-    """Of Muon, for the encoder's convolutions and matrices; ``adam_lr`` for everything else."""
-    adam_lr: float = 2e-3
-    weight_decay: float = 0.05
-    warmup: float = 0.03
-    decay: float = 0.6
-    """Last share of the run, over which the rate falls linearly to 0."""
-    replay: int = 3
-    """How often a rendered patient is shown: rendering costs a third of a step."""
-    zoom_share: float = Field(default=0.0, ge=0, le=1)
-    """Share of the samples that are crops of organs, for ROI zoom; .35 is recommended with it."""
-    zoom: Zoom = Zoom()
-    """How those crops are taken: as the checkpoint will take them."""
-    alpha: float = 1.0
-    """Weight of Cls's cross-entropy (eq. 8)."""
-    dense: float = 1.0
-    """Weight of the per-patch losses."""
-    diseases: tuple[float, ...] = (0.1, 0.2, 0.3, 0.25, 0.15)
-    """Odds of 0, 1, 2 … primary tumours in a training patient: more of them teach more per scan."""
-    seed: int = 0
-    workers: int = 1
-    save_every_s: float = 120.0
-    validate_every_s: float = 300.0
 
 
 class VisionModel(nn.Module):
@@ -113,10 +81,30 @@ def dense_loss(model: VisionModel, fine: Tensor, tokens: Tensor, batch: Batch) -
     return total
 
 
-def train_vision(config: VisionStageConfig, pool: Pool, validation: list[Batch], out: Path) -> VisionModel:
-    """Train and keep ``out/vision.pt`` up to date; resumes from it when it is there."""
+def vision_is_trained(config: VisionStageConfig, out: Path) -> bool:
+    """Whether ``out/vision.pt`` has had all its minutes."""
+    path = out / "vision.pt"
+    return path.exists() and _elapsed(path) >= config.minutes * 60
+
+
+def _elapsed(checkpoint: Path) -> float:
+    return float(torch.load(checkpoint, weights_only=True, mmap=True)["state"]["elapsed"])
+
+
+def train_vision(
+    config: VisionStageConfig,
+    encoder: NanoEncoderConfig,
+    pool: Pool,
+    validation: list[Batch],
+    out: Path,
+    zoom: Zoom | None = None,
+) -> VisionModel:
+    """Train and keep ``out/vision.pt`` up to date; resumes from it when it is there.
+
+    ``zoom`` is how crops are taken: as the checkpoint will take them. Raises Cancelled on ctrl-c, after saving.
+    """
     out.mkdir(parents=True, exist_ok=True)
-    training = _Training(config, out / "vision.pt")
+    training = _Training(config, encoder, out / "vision.pt")
     stream = PhantomStream(
         pool,
         config.seed,
@@ -124,7 +112,7 @@ def train_vision(config: VisionStageConfig, pool: Pool, validation: list[Batch],
         config.diseases,
         config.replay,
         config.zoom_share,
-        config.zoom,
+        zoom,
     )
     loader = DataLoader(
         stream,
@@ -140,10 +128,10 @@ def train_vision(config: VisionStageConfig, pool: Pool, validation: list[Batch],
 class _Training:
     """A model, its optimizer and how far it has come: all that ``checkpoint`` holds."""
 
-    def __init__(self, config: VisionStageConfig, checkpoint: Path) -> None:
+    def __init__(self, config: VisionStageConfig, encoder: NanoEncoderConfig, checkpoint: Path) -> None:
         self.config, self.checkpoint = config, checkpoint
         torch.manual_seed(config.seed)
-        self.model: VisionModel = VisionModel(config.encoder).to(memory_format=torch.channels_last_3d)  # type: ignore[call-overload]
+        self.model: VisionModel = VisionModel(encoder).to(memory_format=torch.channels_last_3d)  # type: ignore[call-overload]
         matrices, rest = split(self.model.encoder.named_parameters(), adam=("place",))
         heads = [(n, p) for n, p in self.model.named_parameters() if not n.startswith("encoder.")]
         self.optimizer = MuonAdamW(
@@ -165,8 +153,18 @@ class _Training:
 
     def run(self, batches: Iterable[Batch], validation: list[Batch]) -> None:
         """Train until the minutes are over, with what the clock asks for in between."""
-        config = self.config
-        start, budget = time.monotonic() - self.state["elapsed"], config.minutes * 60
+        start = time.monotonic() - self.state["elapsed"]
+        try:
+            self._run(start, batches, validation)
+        except KeyboardInterrupt:
+            self.save(time.monotonic() - start)
+            raise Cancelled(
+                f"interrupted after {self.state['step']} steps of the encoder; {self.checkpoint} is saved: "
+                "the same command goes on from there"
+            ) from None
+
+    def _run(self, start: float, batches: Iterable[Batch], validation: list[Batch]) -> None:
+        config, budget = self.config, self.config.minutes * 60
         if self.state["elapsed"] >= budget:
             return
         saved = validated = time.monotonic()
@@ -219,7 +217,7 @@ class _Training:
 
 @torch.inference_mode()
 def validate(model: VisionModel, batches: list[Batch]) -> dict[str, float]:
-    """AUC of Cls per organ, of presence (largest of the five), and the organ by arg-max where one organ is sick."""
+    """AUC of Cls per organ, of presence (largest of the five), and the organ by arg-max where one is sick, if any."""
     model.eval()
     found, truth = [], []
     for batch in batches:
@@ -235,5 +233,7 @@ def validate(model: VisionModel, batches: list[Batch]) -> dict[str, float]:
     out = {name: round(auc(scores[:, k], sick[:, k]), 3) for k, name in enumerate(CLS_ORGANS[:5])}
     out["presence"] = round(auc(scores.max(axis=1), np.asarray(sick.any(axis=1))), 3)
     single = sick.sum(axis=1) == 1
-    out["organ"] = round(float((scores[single].argmax(axis=1) == sick[single].argmax(axis=1)).mean()), 3)
+    if single.any():
+        right = scores[single].argmax(axis=1) == sick[single].argmax(axis=1)
+        out["organ"] = round(float(right.mean()), 3)
     return out

@@ -39,7 +39,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> int:
     """Train, resume, prepare or plan. The table of a plan goes to stdout, everything else to stderr."""
-    from tumorchain_agent.training.hco.config import load_config
+    from tumorchain_agent.training.hco.load_config import load_config
 
     config = load_config(args.config, args.set)
     if args.plan:
@@ -60,14 +60,14 @@ def run(args: argparse.Namespace) -> int:
 
 
 def _train(config: TrainConfig, out: Path, *, prepare: bool) -> int:
-    from tumorchain_agent.training.hco.build import build
+    from tumorchain_agent.training.hco.build import build, prepared_sources
     from tumorchain_agent.training.hco.trainer import train
 
-    setup = build(config, out)
     if prepare:
-        for name, source in (("training", setup.source), ("held-out", setup.held_out)):
+        for name, source in zip(("training", "held-out"), prepared_sources(config, out), strict=True):
             _fill(name, source, max(config.data.workers, 1))
         return 0
+    setup = build(config, out)
     place = train(setup)
     if setup.engine.main:
         print(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+from itertools import islice
 from pathlib import Path
 from typing import TYPE_CHECKING, Final
 
@@ -12,10 +13,11 @@ from tumorchain_agent.errors import CheckpointError, DataError, InputError
 from tumorchain_agent.model.checkpoint import load_llm, load_tokenizer, load_vision
 from tumorchain_agent.model.config import VisionConfig
 from tumorchain_agent.model.llm import build_llm
+from tumorchain_agent.model.nano_encoder import NanoEncoderConfig
 from tumorchain_agent.model.tokenizer import build_nano_tokenizer
 from tumorchain_agent.model.vision import VisionTower
 from tumorchain_agent.model.wording import WITHOUT_COT, WITHOUT_IIR, absent_text, attention_text, zoom_text
-from tumorchain_agent.training.hco.config import Model, TrainConfig
+from tumorchain_agent.training.hco.config import TrainConfig
 from tumorchain_agent.training.hco.dense import DenseHeads
 from tumorchain_agent.training.hco.engine import Engine, build_engine
 from tumorchain_agent.training.hco.export import export_checkpoint, untrained_parts
@@ -28,8 +30,10 @@ from tumorchain_agent.training.hco.sources import PhantomSource, RecordSource, S
 from tumorchain_agent.training.hco.trainer import Run
 from tumorchain_agent.training.phantom.patient import ORGANS
 from tumorchain_agent.training.phantom.text import QUESTIONS
-from tumorchain_agent.training.phantom.volume import make_pool
+from tumorchain_agent.training.phantom.volume import Pool, make_pool
 from tumorchain_agent.training.seeds import TRAINING_SEED, VALIDATION_SEED
+from tumorchain_agent.training.targets import PhantomStream, stack
+from tumorchain_agent.training.vision_stage import train_vision, vision_is_trained
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerFast
@@ -50,14 +54,46 @@ def build(config: TrainConfig, out: Path) -> Run:
     cache = config.data.cache or out / "cache"
     source, held_out = open_sources(config, cache, engine)
     tokenizer = _tokenizer(config, source, out, engine)
+    vision = _vision(config, source, held_out, out, engine)
     torch.manual_seed(config.seed)
-    model = build_model(config, tokenizer).to(engine.device)
+    model = build_model(config, tokenizer, vision).to(engine.device)
     untrained = untrained_parts(config)
 
     def export(name: str, place: Place) -> None:
         export_checkpoint(config, model, tokenizer, source, out / name, place, untrained)
 
     return Run(config, engine, model, tokenizer, source, held_out, out, cache, export)
+
+
+def prepared_sources(config: TrainConfig, out: Path) -> tuple[Source, Source]:
+    """What a training in ``out`` would be trained on, and what is held out, without a model."""
+    _check(config)
+    engine = build_engine(config)
+    claim(out, config.model_dump(mode="json"))
+    return open_sources(config, config.data.cache or out / "cache", engine)
+
+
+def _vision(config: TrainConfig, source: Source, held_out: Source, out: Path, engine: Engine) -> Path | None:
+    """``vision.pt`` to begin from, trained here where the configuration says so."""
+    stage, encoder = config.pretrain, config.model.encoder
+    if stage is None:
+        return config.model.vision
+    folder = out / "vision"
+    if engine.main and not vision_is_trained(stage, folder):
+        if (
+            not isinstance(source, PhantomSource)
+            or not isinstance(held_out, PhantomSource)
+            or not isinstance(encoder, NanoEncoderConfig)
+        ):
+            raise InputError(
+                "pretrain trains a nano encoder on phantoms: set model.encoder and data.phantoms"
+            )
+        log.info("the encoder, on phantoms, for %g minutes", stage.minutes)
+        stream = iter(PhantomStream(Pool.open(held_out.pool), stage.seed, diseases=held_out.diseases))
+        validation = [stack(list(islice(stream, 16))) for _ in range(12)]
+        train_vision(stage, encoder, Pool.open(source.pool), validation, folder, config.zoom)
+    engine.barrier()
+    return folder / "vision.pt"
 
 
 def _check(config: TrainConfig) -> None:
@@ -141,8 +177,10 @@ def corpus(source: Source, config: TrainConfig) -> list[str]:
     return texts + [WITHOUT_IIR, WITHOUT_COT] * (len(texts) // 20)
 
 
-def build_model(config: TrainConfig, tokenizer: PreTrainedTokenizerFast) -> JointModel:
-    """From ``model.init``, or with random weights; the encoder and Cls from ``model.vision`` where it is given."""
+def build_model(
+    config: TrainConfig, tokenizer: PreTrainedTokenizerFast, vision: Path | None = None
+) -> JointModel:
+    """From ``model.init``, or with random weights; the encoder and Cls from ``vision`` where it is given."""
     wanted = config.model
     if wanted.init is not None:
         tower, info = load_vision(wanted.init)
@@ -153,8 +191,8 @@ def build_model(config: TrainConfig, tokenizer: PreTrainedTokenizerFast) -> Join
         sizes, encoder = sizes_of(wanted, tokenizer)
         llm = build_llm(sizes)
         tower = VisionConfig(encoder=encoder, hidden_size=sizes.hidden_size).build()
-    if wanted.vision is not None:
-        _load_vision_stage(tower, wanted)
+    if vision is not None:
+        _load_vision_stage(tower, vision)
     if (
         tower.config.encoder.kind == "nano" and config.engine == "plain"
     ):  # DeepSpeed wants weights in one order
@@ -168,10 +206,9 @@ def build_model(config: TrainConfig, tokenizer: PreTrainedTokenizerFast) -> Join
     return JointModel(tower, llm, heads, torch.bfloat16 if autocast else None)
 
 
-def _load_vision_stage(tower: VisionTower, wanted: Model) -> None:
-    path = wanted.vision
+def _load_vision_stage(tower: VisionTower, path: Path) -> None:
     try:
-        saved = torch.load(path or "", weights_only=True)["model"]
+        saved = torch.load(path, weights_only=True)["model"]
         for name, module in (("encoder.", tower.encoder), ("cls.", tower.cls)):
             mine = {k.removeprefix(name): v for k, v in saved.items() if k.startswith(name)}
             module.load_state_dict(mine)

@@ -14,14 +14,15 @@ import torch
 from tumorchain_agent import __version__
 from tumorchain_agent.model.checkpoint import PHANTOM_DATA, CheckpointInfo, read_info, save_checkpoint
 from tumorchain_agent.tools.distribution import Statistics, fit_ranges, volume_statistics
-from tumorchain_agent.tools.preprocess import Preprocessing
+from tumorchain_agent.tools.preprocess import Preprocessing, preprocess
+from tumorchain_agent.tools.scan import open_ct
 from tumorchain_agent.training.hco.config import TrainConfig
 from tumorchain_agent.training.hco.joint import JointModel
 from tumorchain_agent.training.hco.resume import Place
 from tumorchain_agent.training.hco.scans import ScanData
 from tumorchain_agent.training.hco.sources import PhantomSource, RecordSource, Source, load
-from tumorchain_agent.training.nano import described_statistics
-from tumorchain_agent.training.phantom.export import GENERATOR
+from tumorchain_agent.training.phantom.export import GENERATOR, write_cohort
+from tumorchain_agent.training.seeds import DISTRIBUTION_SEED
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerFast
@@ -79,7 +80,7 @@ def untrained_parts(config: TrainConfig) -> list[str]:
     """Parts whose weights are random at first and that no stage trains."""
     init, rates = config.model.init, [stage.rates.model_dump() for stage in config.stages]
     random = PARTS if init is None else read_info(init).untrained
-    loaded = ("encoder", "cls") if config.model.vision is not None else ()
+    loaded = ("encoder", "cls") if config.model.vision is not None or config.pretrain is not None else ()
     return [part for part in random if part not in loaded and not any(each[part] for each in rates)]
 
 
@@ -111,7 +112,7 @@ def _statistics(config: TrainConfig, source: Source, out: Path) -> list[Statisti
     """Of phantoms on the way that a user's scan takes, or of the first training scans."""
     phantoms = config.data.phantoms
     if phantoms is not None:
-        return described_statistics(out / "described", phantoms.described) if phantoms.described else []
+        return _described(out / "described", phantoms.described) if phantoms.described else []
     usual = Preprocessing()
     found = []
     for number in range(min(DESCRIBED_SCANS, len(source))):
@@ -119,4 +120,14 @@ def _statistics(config: TrainConfig, source: Source, out: Path) -> list[Statisti
         if isinstance(scan, ScanData):
             volume = scan.unit_volume().numpy()
             found.append(volume_statistics(volume, window_hu=usual.window_hu, level_hu=usual.level_hu))
+    return found
+
+
+def _described(folder: Path, count: int) -> list[Statistics]:
+    """Of phantoms that are written, opened and preprocessed."""
+    usual = Preprocessing()
+    found = []
+    for patient in write_cohort(folder, count, DISTRIBUTION_SEED):
+        volume = preprocess(open_ct(patient / "ct.nii.gz"), usual).volume
+        found.append(volume_statistics(volume, window_hu=usual.window_hu, level_hu=usual.level_hu))
     return found

@@ -115,16 +115,24 @@ class Feeder:
         if not items:
             return None
         items = self._own(each, items)
-        encoded = tuple(self._conversation(item, scan) for item in items if self.stage.form != "vision")
+        texts = items if self.stage.form != "vision" else []
+        encoded = tuple(
+            self._conversation(item, scan, self._shows_crops(each, k)) for k, item in enumerate(texts)
+        )
         abnormal = dict(scan.abnormal)
         if each.records:
             abnormal = abnormal_organs(each.records[0], scan)
         prepared = Prepared(scan, abnormal, encoded, each.tokens, tuple(item.name for item in items))
         return replace(prepared, crop_tokens=self._crop_tokens(each, prepared.shown_crops))
 
-    def _conversation(self, item: Item, scan: ScanData) -> Encoded:
+    def _shows_crops(self, each: Loaded, question: int) -> bool:
+        """By seed, unit and question alone."""
+        rng = np.random.default_rng([43, self.config.seed, each.number, question])
+        return bool(rng.random() < self.stage.zoom_shown)
+
+    def _conversation(self, item: Item, scan: ScanData, crops: bool) -> Encoded:
         found = turns(item, self.stage.form, scan.coverage, present=scan.present)
-        sides_mm = {organ: crop.side_mm for organ, crop in scan.crops.items()}
+        sides_mm = {organ: crop.side_mm for organ, crop in scan.crops.items()} if crops else {}
         own = {organ: crop.coverage[organ] for organ, crop in scan.crops.items()}
         shown = with_zoom(found, sides_mm)
         return encode(item.name, shown, scan.coverage, self.tokenizer, own, self.config.zoom)

@@ -8,7 +8,7 @@ import pytest
 
 from tumorchain_agent.errors import CheckpointError, InputError
 from tumorchain_agent.model.checkpoint import NANO_DIR
-from tumorchain_agent.training.hco.config import committed, load_config
+from tumorchain_agent.training.hco.load_config import committed, load_config
 from tumorchain_agent.training.hco.memory import module_counts, plan
 
 
@@ -38,11 +38,15 @@ def test_every_committed_configuration_loads() -> None:
         ("engin=plain", "unknown key engin; the nearest known key is engine"),
         ("data.worker=2", "unknown key data.worker; the nearest known key is data.workers"),
         ("stages.cot.own_round=1", "the nearest known key is stages.own_first_rounds"),
-        ("stages.last.steps=1", "there is no last; known: encoder, align, instruct, cot"),
+        ("stages.last.steps=1", "there is no last; known: align, instruct, cot"),
         ("batch=many", "batch: Input should be a valid integer"),
         ("batch=7", "batch 7 is no multiple of questions_per_scan 4"),
         ("engine=zero2", "muon can't: use adamw"),
         ("batch", "is not of the form a.b=c"),
+        ("zoom=null", "pretrain.zoom_share is without effect where zoom is off"),
+        ("model.vision=vision.pt", "two encoders to begin from: leave one out"),
+        ("model.encoder.kind=vit", "set model.encoder.kind to nano"),
+        ("data={records: a.jsonl}", "set data.phantoms, or pretrain to null"),
     ],
 )
 def test_a_wrong_key_or_value_is_named_with_the_nearest_known_one(change: str, told: str) -> None:
@@ -76,7 +80,7 @@ def test_the_plan_divides_gradients_and_optimizer_states_over_devices() -> None:
 def test_a_custom_size_is_that_of_the_checkpoint_to_begin_from(tmp_path: Path) -> None:
     with pytest.raises(InputError, match=r"model: size custom is that of a checkpoint: set model\.init"):
         load_config("nano", ["model.size=custom"])
-    changes = ["model.size=custom", f"model.init={NANO_DIR}"]
+    changes = ["model.size=custom", f"model.init={NANO_DIR}", "pretrain=null"]
     assert module_counts(load_config("nano", changes)) == module_counts(load_config("nano", changes[1:]))
     with pytest.raises(CheckpointError, match=r"is no TumorChain checkpoint: set model\.init"):
-        plan(load_config("nano", ["model.size=custom", f"model.init={tmp_path}"]), 1)
+        plan(load_config("nano", ["model.size=custom", f"model.init={tmp_path}", "pretrain=null"]), 1)

@@ -16,9 +16,9 @@ from tumorchain_agent.model.config import VitConfig
 from tumorchain_agent.model.import_weights import import_weights
 from tumorchain_agent.training.hco.batches import to_device
 from tumorchain_agent.training.hco.build import build
-from tumorchain_agent.training.hco.config import load_config
 from tumorchain_agent.training.hco.export import PARTS, untrained_parts
 from tumorchain_agent.training.hco.joint import JointModel
+from tumorchain_agent.training.hco.load_config import load_config
 from tumorchain_agent.training.hco.progress import Reporter
 from tumorchain_agent.training.hco.resume import Checkpoints
 from tumorchain_agent.training.hco.trainer import Run, _StageRun, _Stop, train

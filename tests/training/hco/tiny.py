@@ -10,7 +10,8 @@ import numpy as np
 import yaml
 
 from tests.training.data.examples import HU, LABELS, fields, write_lines, write_patient
-from tumorchain_agent.training.hco.config import TrainConfig, load_config
+from tumorchain_agent.training.hco.config import TrainConfig
+from tumorchain_agent.training.hco.load_config import load_config
 from tumorchain_agent.training.hco.trainer import Run
 
 PATIENTS = {"P-1": "train", "P-2": "train", "P-3": "train", "P-4": "train", "P-5": "test", "P-6": "test"}
