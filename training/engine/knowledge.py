@@ -206,11 +206,12 @@ def load_knowledge(folder: Path | None = None) -> KnowledgeGraph:
     import yaml
 
     place = resources.files(__package__).joinpath("knowledge") if folder is None else folder
+    loader = getattr(yaml, "CSafeLoader", yaml.SafeLoader)
     texts: dict[str, str] = {}
     try:
         for name in ("sources", *FIVE):
             texts[name] = place.joinpath(f"{name}.yaml").read_text(encoding="utf-8")
-        values: dict[str, Any] = {name: yaml.safe_load(text) for name, text in texts.items()}
+        values: dict[str, Any] = {name: yaml.load(text, loader) for name, text in texts.items()}
         files = {organ: _File.model_validate(values[organ]) for organ in FIVE}
     except OSError as error:
         raise DataError(

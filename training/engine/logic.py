@@ -33,7 +33,7 @@ _BENIGN: Final = re.compile(r"\b(?:benign|cysts?|pseudocysts?|pancreatitis|infla
 _DENIED_MASS: Final = re.compile(
     r"\b(?:no|without an?y?|without)\s+(?:\w+\s+){0,2}?(?:mass|tumou?r|lesion|malignan|cancer)", re.I
 )
-_RULES: Final = re.compile(r"\b(?:defined|defines|criteri\w+|means|category for|rule)\b", re.I)
+_RULES: Final = re.compile(r"\b(?:(?:is|are) defined|by definition|criteri\w+)\b", re.I)
 CATEGORY: Final = {
     "T": re.compile(r"(?<![A-Za-z0-9])[cpyar]{0,3}T(is|[0-4][a-d]?|X)(?=[^A-Za-z0-9]|[cp]?N|$)(?!-?\s?weighted)"),
     "N": re.compile(r"(?:(?<![A-Za-z0-9])|(?<=[0-9a-dsX]))[cp]?N([0-3][a-c]?|X)(?=[^A-Za-z0-9]|[cp]?M|$)"),

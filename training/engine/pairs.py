@@ -10,7 +10,7 @@ from typing import Annotated, Final
 from pydantic import Field, StringConstraints
 
 from tumorchain_agent.records import Record
-from tumorchain_agent.tools.ajcc import AXES
+from tumorchain_agent.tools.ajcc import AXES, Axis
 from tumorchain_agent.tools.organs import FIVE, match_organs, mentioned_organs
 from tumorchain_agent.training.engine.config import Form
 from tumorchain_agent.training.engine.faults import Fault
@@ -23,7 +23,7 @@ from tumorchain_agent.training.tasks import SUBTASKS, TASK_OF
 Short = Annotated[str, StringConstraints(min_length=1, max_length=500)]
 ATTRIBUTES: Final = {"shape": "shape", "boundary": "margin", "density": "density", "count": "count"}
 """Subtask of the paper → attribute of a lesion."""
-AXIS: Final = {"tumor": "T", "node": "N", "metastasis": "M"}
+AXIS: Final[dict[str, Axis]] = {"tumor": "T", "node": "N", "metastasis": "M"}
 HEADINGS: Final = ("Findings:", "Impression:", "Pathology:")
 _BINS: Final[tuple[tuple[re.Pattern[str], Callable[[float], bool]], ...]] = (
     (re.compile(r"\b(?:under|less than|below) (?:2 ?cm|20 ?mm)", re.I), lambda mm: mm < 20),
@@ -69,7 +69,9 @@ class Truths:
         self.ill = {self.lesion.organ} if self.lesion else set()
         self.ill |= {site for site in found.features.spread.sites if site in FIVE}
         pathology = found.pathology
-        self.tnm = {axis: getattr(pathology, axis.lower()) if pathology else None for axis in AXES}
+        self.tnm: dict[str, str | None] = {
+            axis: getattr(pathology, axis.lower()) if pathology else None for axis in AXES
+        }
 
     def known(self, subtask: str) -> bool:
         """Whether the reports answer a subtask's question."""
@@ -236,7 +238,7 @@ def _reasoning(pair: Pair, truths: Truths, organ: str | None) -> Iterator[Fault]
             yield _fault("unsupported_answer", f"the reasoning does not come to {value}")
     elif (
         pair.subtask in AXIS
-        and truths.tnm[AXIS[pair.subtask]] not in categories_in(pair.reasoning)[AXIS[pair.subtask]]
+        and str(truths.tnm[AXIS[pair.subtask]]) not in categories_in(pair.reasoning)[AXIS[pair.subtask]]
     ):
         yield _fault("unsupported_answer", "the reasoning does not come to the category")
     elif pair.subtask == "segment" and truths.lesion is not None:

@@ -175,7 +175,7 @@ class Engine:
         cause = faults[0].message if faults else None
         if not faults:
             given = {**self._given(state), "chain": chain.model_dump(mode="json")}
-            turns = prompt("calibrator", state["case"].key, given)
+            turns = prompt("calibrator", state["case"].key, given, state["notes"])
             verdict = await state["desk"].ask("calibrator", self.config.experts.calibrator, turns, Verdict)
             if not verdict.consistent:
                 issues = verdict.issues or ("the calibrator gives no reason",)
@@ -213,7 +213,7 @@ class Engine:
                 "chain": chain.model_dump(mode="json"),
                 "wanted": [each.model_dump(exclude_none=True) for each in wanted],
             }
-            turns = prompt("summarizer", state["case"].key, given)
+            turns = prompt("summarizer", state["case"].key, given, state["notes"])
 
             def check(each: Summary) -> list[Fault]:
                 return check_pairs(each.pairs, wanted, found) if each.consistent else []

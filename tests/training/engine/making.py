@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -53,14 +53,14 @@ def made_up(seed: int, *, organ: str | None = None, healthy: bool = False) -> Tr
     )  # fmt: skip
 
 
-def write_cases(path: Path, truths: Sequence[Truth]) -> Path:
-    """A file of cases as a hospital would bring them; there are no scans."""
+def write_cases(path: Path, truths: Sequence[Truth], pathology: Mapping[int, str] | None = None) -> Path:
+    """A file of cases as a hospital would bring them; there are no scans. ``pathology`` replaces reports by seed."""
     with path.open("w", encoding="utf-8") as file:
         for truth in truths:
             name = f"case-{truth.seed:06d}"
             line = {
                 "id": name, "patient": name, "scan": f"scans/{name}.nii.gz", "radiology": radiology_report(truth),
-                "pathology": pathology_report(truth),
+                "pathology": (pathology or {}).get(truth.seed, pathology_report(truth)),
             }  # fmt: skip
             file.write(json.dumps(line) + "\n")
     return path

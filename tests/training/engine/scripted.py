@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import json
 import re
+from collections.abc import Sequence
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any
 
 from tumorchain_agent.tools.organs import FIVE, MERGE, ORGANS, SUBSTRUCTURES, display_name
@@ -56,9 +58,9 @@ def read_ask(request: dict[str, Any]) -> Ask:
     )
 
 
-def case_key(truth: Truth) -> str:
-    case = Case(0, "", "", None, None, radiology_report(truth), pathology_report(truth))  # type: ignore[arg-type]
-    return case.key
+def case_key(truth: Truth, pathology: str | None = None) -> str:
+    report = pathology or pathology_report(truth)
+    return Case(0, "", "", Path(), None, radiology_report(truth), report).key
 
 
 @dataclass
@@ -66,16 +68,21 @@ class Experts:
     """All experts of a cohort, by their cases."""
 
     truths: dict[str, Truth] = field(default_factory=dict)
+    pathology: dict[str, str] = field(default_factory=dict)
+    """Reports that stand in the place of a case's own."""
 
     @classmethod
-    def of(cls, truths: list[Truth]) -> Experts:
+    def of(cls, truths: Sequence[Truth]) -> Experts:
         return cls({case_key(truth): truth for truth in truths})
 
     def answer(self, ask: Ask) -> dict[str, Any]:
         truth = self.truths[ask.case]
         match ask.expert:
             case "extractor":
-                return extraction(truth)
+                found = extraction(truth)
+                if ask.case in self.pathology:
+                    found["pathology"] = read_pathology(self.pathology[ask.case])
+                return found
             case "reasoner":
                 return chain(truth, ask.given)
             case "mentor":
@@ -109,7 +116,7 @@ def extraction(truth: Truth) -> dict[str, Any]:
         "density": truth.density, "count": "solitary" if truth.count == 1 else "multiple", "size_mm": truth.size_mm,
         "enhancement": None, "quote": sentence(report, size),
     }  # fmt: skip
-    features = {
+    features: dict[str, Any] = {
         "clinical": {"age": None, "sex": None, "history": [], "phase": truth.phase},
         "lesion": lesion if ill else None,
         "neighbors": {
@@ -138,6 +145,31 @@ def extraction(truth: Truth) -> dict[str, Any]:
             "conclusion": pathology,
         },
     }  # fmt: skip
+
+
+DISEASES = {
+    "hepatocellular": "liver",
+    "of the pancreas": "pancreas",
+    "of the stomach": "stomach",
+    "of the colon": "colorectum",
+    "of the esophagus": "esophagus",
+}
+
+
+def read_pathology(report: str) -> dict[str, Any]:
+    """A pathology report whose truth isn't at hand."""
+    organ = next((organ for words, organ in DISEASES.items() if words in report.lower()), None)
+    found = {axis: re.search(rf"{axis}(?:\d[a-d]?|is)", report) for axis in "TNM"}
+    size = re.search(r"([\d.]+) (mm|cm)", report)
+    stage = re.search(r"tage (?:group )?([0IV]+[ABC]?)", report)
+    return {
+        "malignant": organ is not None,
+        "organ": organ,
+        "conclusion": report,
+        "size_mm": float(size[1]) * (10 if size[2] == "cm" else 1) if size else None,
+        **{axis.lower(): each[0] if each else None for axis, each in found.items()},
+        "stage": stage[1] if stage else None,
+    }
 
 
 def section(truth: Truth) -> str:
@@ -192,7 +224,7 @@ def answer(truth: Truth) -> dict[str, Any]:
 
 def chain(truth: Truth, given: dict[str, Any]) -> dict[str, Any]:
     cited = [each.split("]")[0].removeprefix("[") for each in given["triples"]][:3]
-    steps = [{"kind": "finding", "text": text} for text in findings(truth)]
+    steps: list[dict[str, Any]] = [{"kind": "finding", "text": text} for text in findings(truth)]
     ill = truth.organ is not None
     verdict = f"This is cancer of the {display_name(str(truth.organ))}." if ill else "No malignancy."
     steps.append({"kind": "impression", "text": verdict, "triples": cited})
