@@ -44,7 +44,15 @@ def _rings(found: Statistics) -> list[str]:
         parts.append(svg.sector(x, y, 62, 118, start, start + share, color))
         at = svg.on_circle(x, y, 90, start + share / 2)
         parts.append(
-            svg.text(at[0], at[1] + 4, _NAMES[task], size=12, color=svg.PAPER, anchor="middle", bold=True)
+            svg.text(
+                at[0],
+                at[1] + 4,
+                _NAMES[task] if share > 0.08 else "",
+                size=12,
+                color=svg.PAPER,
+                anchor="middle",
+                bold=True,
+            )
         )
         inner = start
         for subtask in subtasks:

@@ -20,6 +20,7 @@ from tests.training.engine.scripted import Ask, Experts
 from tests.training.engine.server import ModelServer, serving
 
 FILES = ("samples.jsonl", "set_aside.jsonl", "statistics.json", "statistics.md", "statistics.svg")
+KILLS, IN_FLIGHT = 10, 4
 
 
 class Killer:
@@ -61,19 +62,18 @@ def test_a_run_killed_at_ten_random_points_ends_in_the_same_bytes_and_repeats_no
     truths = [made_up(seed) for seed in range(500, 530)]
     cases = write_cases(tmp_path / "cases.jsonl", truths)
     with serving(ModelServer(Experts.of(truths))) as server:
-        run(config_for(cases, server.url), tmp_path / "whole")
+        run(config_for(cases, server.url, concurrency=IN_FLIGHT), tmp_path / "whole")
         total = server.asked
-    points = sorted(rng.choice(np.arange(1, total), 10, replace=False).tolist())
-    print(f"killed after {points} of {total} calls")
     with serving(ModelServer(Experts.of(truths))) as server:
-        config = config_for(cases, server.url)
-        (tmp_path / "engine.yaml").write_text(
-            yaml.safe_dump(config.model_dump(mode="json", exclude_none=True))
-        )
-        for number, (before, point) in enumerate(zip([0, *points], points, strict=False)):
-            how = signal.SIGKILL if number % 2 else signal.SIGTERM
-            killer = Killer(server, tmp_path / "out/engine.sqlite", point - before, how)
-            server.gate = killer
+        config = config_for(cases, server.url, concurrency=IN_FLIGHT)
+        settings = config.model_dump(mode="json", exclude_none=True)
+        (tmp_path / "engine.yaml").write_text(yaml.safe_dump(settings))
+        for left in range(KILLS, 0, -1):
+            how = signal.SIGKILL if left % 2 else signal.SIGTERM
+            room = total - len(server.answered) - left * (IN_FLIGHT + 1)
+            at = int(rng.integers(1, 1 + max(1, min(room, 2 * room // left))))
+            print(f"{how.name} after {len(server.answered)} + {at} of {total} calls")
+            server.gate = killer = Killer(server, tmp_path / "out/engine.sqlite", at, how)
             code = engine(tmp_path, killer)
             assert code == (-9 if how == signal.SIGKILL else 130)
             assert not (tmp_path / "out/samples.jsonl").exists()
