@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import AsyncIterator, Iterator
 from contextlib import contextmanager
-from typing import Any, Final
+from typing import TYPE_CHECKING, Any, Final
 from urllib.parse import urlsplit
 
 import openai
@@ -13,8 +13,10 @@ from langchain_openai import ChatOpenAI
 from pydantic import BaseModel, SecretStr, ValidationError
 
 from tumorchain_agent.errors import ChatModelError, CheckpointError, EndpointError
-from tumorchain_agent.model.checkpoint import CheckpointInfo, served_name
 from tumorchain_agent.settings import Settings
+
+if TYPE_CHECKING:
+    from tumorchain_agent.model.checkpoint import CheckpointInfo
 
 MAX_RETRIES: Final = 2
 _FAILURES: Final = (openai.OpenAIError, TimeoutError, ValueError, TypeError, KeyError)
@@ -67,7 +69,13 @@ class ServedChatModel(ChatOpenAI):
 
 
 def connect(
-    settings: Settings, info: CheckpointInfo | None, *, temperature: float, max_tokens: int
+    settings: Settings,
+    info: CheckpointInfo | None,
+    *,
+    temperature: float,
+    max_tokens: int,
+    max_retries: int = MAX_RETRIES,
+    http_async_client: Any = None,
 ) -> ServedChatModel:
     """A client of ``settings.llm_url``.
 
@@ -92,7 +100,8 @@ def connect(
         max_completion_tokens=max_tokens,
         timeout=settings.llm_timeout_s,
         stream_chunk_timeout=settings.llm_timeout_s,
-        max_retries=MAX_RETRIES,
+        max_retries=max_retries,
+        http_async_client=http_async_client,
         stream_usage=True,
         use_responses_api=False,
     )
@@ -139,6 +148,8 @@ def _find(url: str, served: dict[str, str], name: str | None) -> str:
 
 
 def _check_served(url: str, name: str, root: str, info: CheckpointInfo) -> None:
+    from tumorchain_agent.model.checkpoint import served_name
+
     if info.checkpoint_id not in f"{name} {root}":
         raise CheckpointError(
             f"{url} serves {name}, the evidence tokens belong to checkpoint {info.checkpoint_id}: "

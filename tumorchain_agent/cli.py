@@ -44,6 +44,7 @@ COMMANDS: dict[str, Command] = {
     "mcp": Command("tumorchain_agent.cli_mcp", "serve the tools to an MCP client over stdio"),
     "phantom": Command("tumorchain_agent.cli_phantom", "make a phantom CT with its label map and its truth"),
     "data": Command("tumorchain_agent.cli_data", "check, split, convert and make training data"),
+    "engine": Command("tumorchain_agent.cli_engine", "make training data from reports with language models"),
     "import-weights": Command(
         "tumorchain_agent.cli_import_weights", "start a checkpoint from published weights"
     ),
