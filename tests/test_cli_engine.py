@@ -16,6 +16,7 @@ from tumorchain_agent.training.data.validate import validate_file
 from tumorchain_agent.training.engine.config import load_config
 from tumorchain_agent.training.engine.store import open_store
 from tumorchain_agent.training.phantom.export import write_cohort
+from tumorchain_agent.training.phantom.volume import generate_nano
 
 ROOT = Path(__file__).resolve().parent.parent
 TRUTHS = [made_up(seed) for seed in (60, 61, 62)]
@@ -49,20 +50,17 @@ def test_a_run_writes_samples_and_prints_its_statistics(
 
 
 @pytest.mark.slow
-def test_a_cohort_of_phantoms_becomes_data_whose_scans_and_organs_are_there(tmp_path: Path) -> None:
-    folders = list(write_cohort(tmp_path / "cohort", 3, 77, spacing=None, workers=1))
-    assert len(folders) == 3
-    from tests.training.engine.scripted import case_key
-    from tumorchain_agent.training.phantom.volume import generate_nano
-
-    truths = [generate_nano(seed).truth for seed in (77, 78, 79)]
-    experts = Experts({case_key(truth): truth for truth in truths})
+def test_a_cohort_of_phantoms_becomes_data_with_their_label_maps_or_with_ours(tmp_path: Path) -> None:
+    folders = sorted(write_cohort(tmp_path / "cohort", 2, 77, spacing=None, workers=1))
+    (folders[-1] / "labels.nii.gz").unlink()
+    experts = Experts.of([generate_nano(seed).truth for seed in (77, 78)])
     with serving(ModelServer(experts)) as server:
-        config = write(tmp_path, settings(tmp_path, server.url) | {"cases": "cohort"})
-        assert main(["engine", "run", config, "--out", str(tmp_path / "out")]) == 0
+        values = settings(tmp_path, server.url) | {"cases": "cohort", "segment": True}
+        assert main(["engine", "run", write(tmp_path, values), "--out", str(tmp_path / "out")]) == 0
     found = validate_file(tmp_path / "out/samples.jsonl", scans=True)
     assert found.good
-    assert found.summary.patients.both == 3
+    assert found.summary.patients.both == 2
+    assert len(list((tmp_path / "out/label_maps").iterdir())) == 1
 
 
 @pytest.mark.parametrize(

@@ -61,9 +61,8 @@ class Usage:
 
 @dataclass
 class _Endpoint:
-    """Of one model: closed until a moment when it said that it is asked too often."""
+    """Of one model at one address: closed until a moment when it said that it is asked too often."""
 
-    client: Any
     closed_until: float = 0.0
     answered: bool = False
 
@@ -88,7 +87,8 @@ class Caller:
     stopping: anyio.Event = field(default_factory=anyio.Event)
     paid: Paid = field(default_factory=Paid)
     http: Any = None
-    _endpoints: dict[tuple[ModelConfig, float], _Endpoint] = field(default_factory=dict)
+    _endpoints: dict[tuple[str, str], _Endpoint] = field(default_factory=dict)
+    _clients: dict[tuple[ModelConfig, float], Any] = field(default_factory=dict)
     _locks: dict[str, anyio.Lock] = field(default_factory=dict)
     _waiting: Counter[str] = field(default_factory=Counter)
 
@@ -135,7 +135,8 @@ class Caller:
                 del self._waiting[key], self._locks[key]
 
     async def _fetch(self, model: ModelConfig, temperature: float, turns: Sequence[Turn]) -> Reply:
-        endpoint = self._endpoint(model, temperature)
+        endpoint = self._endpoints.setdefault((model.url, model.model), _Endpoint())
+        client = self._client(model, temperature)
         messages = [_ROLES[role](content=text) for role, text in turns]
         tries, limited, limited_s = 0, 0, 0.0
         while True:
@@ -143,7 +144,7 @@ class Caller:
             if self.stopping.is_set():
                 raise Stopped("stopped; the same command goes on where this one stopped")
             try:
-                reply = await _call(endpoint.client, messages, stream=model.stream)
+                reply = await _call(client, messages, stream=model.stream)
             except ChatModelError as error:
                 wait = _retry_after(error)
                 if _status(error) == 429:
@@ -168,8 +169,8 @@ class Caller:
             with anyio.move_on_after(left):
                 await self.stopping.wait()
 
-    def _endpoint(self, model: ModelConfig, temperature: float) -> _Endpoint:
-        found = self._endpoints.get((model, temperature))
+    def _client(self, model: ModelConfig, temperature: float) -> Any:
+        found = self._clients.get((model, temperature))
         if found is None:
             from tumorchain_agent.model.served import connect
 
@@ -179,7 +180,7 @@ class Caller:
                 llm_api_key=model.api_key,
                 llm_timeout_s=model.timeout_s,
             )
-            client = connect(
+            found = self._clients[model, temperature] = connect(
                 settings,
                 None,
                 temperature=temperature,
@@ -187,7 +188,6 @@ class Caller:
                 max_retries=0,
                 http_async_client=self.http,
             )
-            found = self._endpoints[model, temperature] = _Endpoint(client)
         return found
 
 

@@ -58,7 +58,7 @@ def test_streamed_and_whole_replies_give_the_same_bytes(tmp_path: Path) -> None:
         with serving(ModelServer(Experts.of(TRUTHS))) as server:
             config = config_for(cases, server.url, model_options={"stream": stream})
             finished = run(config, folder)
-        assert sum(each.completion_tokens for each in finished.statistics.use) > 1000
+        assert sum(each.completion_tokens for each in finished.statistics.use) > 500
         files.append((folder / "samples.jsonl").read_bytes())
     assert files[0] == files[1]
 
@@ -104,6 +104,7 @@ def test_no_more_calls_are_in_flight_than_allowed(tmp_path: Path) -> None:
     assert server.busiest <= 2
 
 
+@pytest.mark.slow
 def test_a_refused_call_sets_its_case_aside_and_others_go_on(tmp_path: Path) -> None:
     seen: list[str] = []
 
@@ -142,6 +143,7 @@ def test_when_no_case_gives_a_sample_nothing_is_written(tmp_path: Path) -> None:
     assert not (tmp_path / "out/samples.jsonl").exists()
 
 
+@pytest.mark.slow
 def test_costs_and_tokens_of_each_stage_are_those_the_server_counted(tmp_path: Path) -> None:
     _, finished = go(tmp_path)
     use = {each.stage: each for each in finished.statistics.use}
@@ -172,6 +174,7 @@ def test_other_reviews_use_the_replies_that_are_there(tmp_path: Path) -> None:
     assert again.paid.cached == 4 * len(TRUTHS)
 
 
+@pytest.mark.slow
 def test_cases_with_the_same_reports_share_their_calls(tmp_path: Path) -> None:
     line = json.loads(write_cases(tmp_path / "cases.jsonl", TRUTHS[:1]).read_text())
     twins = [{**line, "id": name, "patient": name, "scan": f"{name}.nii.gz"} for name in ("a", "b", "c")]

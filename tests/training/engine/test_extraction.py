@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -24,10 +23,6 @@ from tumorchain_agent.training.engine.pipeline import Engine, State
 from tumorchain_agent.training.engine.store import open_store
 from tumorchain_agent.training.engine.terms import read_sizes, read_terms
 from tumorchain_agent.training.phantom.patient import Truth
-from tumorchain_agent.training.phantom.volume import generate_nano
-
-PHANTOMS = int(os.environ.get("TUMORCHAIN_ENGINE_PHANTOMS") or 20)
-"""300 and more are for a figure to report: seconds each."""
 
 
 def right(found: Extraction, truth: Truth) -> dict[str, bool]:
@@ -35,7 +30,7 @@ def right(found: Extraction, truth: Truth) -> dict[str, bool]:
     features, pathology = found.features, found.pathology
     assert pathology is not None
     lesion = features.lesion
-    told = {
+    told: dict[str, tuple[object, object]] = {
         "phase": (features.clinical.phase, truth.phase),
         "organ": (lesion.organ if lesion else None, truth.organ),
         "pathology organ": (pathology.organ, truth.organ),
@@ -87,12 +82,6 @@ def share_right(truths: Sequence[Truth], folder: Path) -> float:
     ]
     print(f"{sum(checks)} of {len(checks)} fields of {len(truths)} phantoms are right")
     return sum(checks) / len(checks)
-
-
-@pytest.mark.slow
-def test_what_is_extracted_from_reports_of_phantoms_is_their_truth(tmp_path: Path, seed: int) -> None:
-    truths = [generate_nano(number).truth for number in range(seed % 10**6, seed % 10**6 + PHANTOMS)]
-    assert share_right(truths, tmp_path) >= 0.99
 
 
 def test_what_is_extracted_from_reports_of_made_up_patients_is_their_truth(tmp_path: Path, seed: int) -> None:

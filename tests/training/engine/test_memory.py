@@ -14,9 +14,9 @@ from tests.training.engine.making import config_for, made_up, write_cases
 from tests.training.engine.scripted import Experts
 from tests.training.engine.server import ModelServer, serving
 
-REPORTS = int(os.environ.get("TUMORCHAIN_ENGINE_REPORTS") or 600)
+REPORTS = int(os.environ.get("TUMORCHAIN_ENGINE_REPORTS") or 260)
 """10,000 are for a figure to report: minutes."""
-FEW = 100
+FEW = 60
 _CHILD = """
 import resource, sys
 from tumorchain_agent.cli import main

@@ -62,6 +62,7 @@ def test_the_search_stops_when_all_interns_are_right_and_keeps_its_scores(tmp_pa
     assert outcome.samples[0].provenance["mics"] == outcome.trend.model_dump(mode="json")
 
 
+@pytest.mark.slow
 def test_equal_mentors_take_turns(tmp_path: Path) -> None:
     _, outcome = search(tmp_path, lambda ask: ask.temperature < 0.5)
     assert outcome.trend is not None
@@ -70,6 +71,7 @@ def test_equal_mentors_take_turns(tmp_path: Path) -> None:
     assert len(outcome.trend.scores) <= 4
 
 
+@pytest.mark.slow
 def test_interns_are_not_told_the_answer_and_mentors_are(tmp_path: Path) -> None:
     asked, _ = search(tmp_path, half_after_one)
     assert all(
@@ -87,6 +89,7 @@ def test_a_search_where_no_intern_is_right_begins_anew_and_then_sets_the_case_as
     assert len(mentors) == 2 * 2
 
 
+@pytest.mark.slow
 def test_depth_is_an_end(tmp_path: Path) -> None:
     _, outcome = search(tmp_path, lambda ask: ask.temperature < 0.5, depth=2)
     assert outcome.trend is not None
@@ -94,6 +97,7 @@ def test_depth_is_an_end(tmp_path: Path) -> None:
     assert outcome.by is None
 
 
+@pytest.mark.slow
 def test_an_interns_nonsense_is_a_wrong_finish_and_no_end(tmp_path: Path) -> None:
     def tamper(ask: Ask, said: Said) -> Said:
         return Said("hm") if ask.expert == "intern" and ask.temperature > 0.5 else said
