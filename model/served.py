@@ -5,7 +5,7 @@ from __future__ import annotations
 import time
 from collections.abc import AsyncIterator, Iterator
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Final
 from urllib.parse import urlsplit
 
 import anyio
@@ -19,6 +19,8 @@ from tumorchain_agent.model.chat import whole
 from tumorchain_agent.model.checkpoint import CheckpointInfo, served_name
 from tumorchain_agent.model.endpoint import FAILURES, chat_error, pause_before, time_limits
 from tumorchain_agent.settings import Settings
+
+_BROKEN_OFF: Final = frozenset({"abort", "error"})
 
 
 class _Model(BaseModel):
@@ -96,8 +98,10 @@ class _Progress:
     ended: bool = False
 
     def seen(self, chunk: ChatGenerationChunk) -> ChatGenerationChunk:
+        """A server that is stopped ends its streams well-formed, but says that they were aborted."""
+        reason = (chunk.generation_info or {}).get("finish_reason")
         self.begun = True
-        self.ended = self.ended or bool((chunk.generation_info or {}).get("finish_reason"))
+        self.ended = self.ended or (bool(reason) and reason not in _BROKEN_OFF)
         return chunk
 
 
