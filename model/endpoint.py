@@ -3,14 +3,11 @@
 from __future__ import annotations
 
 import random
-from typing import TYPE_CHECKING, Final
+from typing import Final
 
 import openai
 
 from tumorchain_agent.errors import ChatModelError, EndpointError
-
-if TYPE_CHECKING:
-    from httpx import Timeout
 
 FAILURES: Final = (openai.OpenAIError, TimeoutError, ValueError, TypeError, KeyError)
 """What the client raises for a refusal, a lost connection, or an answer that is no chat completion."""
@@ -23,7 +20,7 @@ CONNECT_S: Final = 10.0
 _PASSING: Final = frozenset({408, 409, 429, 500, 502, 503, 504})
 
 
-def time_limits(timeout_s: float) -> Timeout:
+def time_limits(timeout_s: float) -> openai.Timeout:
     """At most ``timeout_s`` between two signs of life, and less for the connection."""
     return openai.Timeout(timeout_s, connect=min(timeout_s, CONNECT_S))
 

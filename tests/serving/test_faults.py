@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import shutil
 import signal
 from pathlib import Path
@@ -10,13 +9,21 @@ from pathlib import Path
 import pytest
 import torch
 from langchain_core.messages import HumanMessage
+from safetensors.torch import load_file, save_file
 
 from tests.serving.conftest import Files, RunningServer, all_gone, ask_once
 from tumorchain_agent.errors import ChatModelError, CheckpointError, EndpointError
 from tumorchain_agent.graph import events
 from tumorchain_agent.mcp_server.store import read_work_log
 from tumorchain_agent.model.chat import chat_model_from
-from tumorchain_agent.model.checkpoint import INFO_FILE, NANO_DIR, read_info, served_name
+from tumorchain_agent.model.checkpoint import (
+    NANO_DIR,
+    VISION_WEIGHTS,
+    CheckpointInfo,
+    read_info,
+    served_name,
+    write_info,
+)
 from tumorchain_agent.model.served import ServedChatModel
 from tumorchain_agent.model.template import encode_embeds
 from tumorchain_agent.settings import Settings
@@ -30,6 +37,25 @@ def prompt(rows: int, width: int = 192) -> list[HumanMessage]:
     tokens = torch.randn(rows, width, generator=torch.Generator().manual_seed(0))
     part = {"type": "prompt_embeds", "data": encode_embeds(tokens)}
     return [HumanMessage([part, {"type": "text", "text": "Is there a tumor?"}])]
+
+
+def trained_further(folder: Path) -> CheckpointInfo:
+    """nano with another encoder, and so with another checkpoint_id."""
+    shutil.copytree(NANO_DIR, folder)
+    weights = folder / VISION_WEIGHTS
+    save_file({name: tensor * 1.001 for name, tensor in load_file(weights).items()}, weights)
+    nano = read_info(NANO_DIR)
+    kept = (
+        "size",
+        "hidden_size",
+        "preprocessing",
+        "provenance",
+        "training_distribution",
+        "alpha",
+        "history",
+        "zoom",
+    )
+    return write_info(folder, **{name: getattr(nano, name) for name in kept})
 
 
 @pytest.fixture
@@ -63,12 +89,9 @@ def test_a_prompt_longer_than_the_context_is_an_error_and_nothing_is_left_out_in
 def test_of_two_clients_only_the_one_with_the_served_checkpoint_is_answered(
     server: RunningServer, settings: Settings, files: Files, tmp_path: Path
 ) -> None:
-    other = tmp_path / "other"
-    shutil.copytree(NANO_DIR, other)
-    info = json.loads((other / INFO_FILE).read_text())
-    (other / INFO_FILE).write_text(json.dumps({**info, "checkpoint_id": "0123456789abcdef"}))
-    with pytest.raises(CheckpointError, match="evidence tokens belong to checkpoint 0123456789abcdef"):
-        ask_once(settings.model_copy(update={"model": other}), files, QUESTION)
+    other = trained_further(tmp_path / "other")
+    with pytest.raises(CheckpointError, match=f"evidence tokens belong to checkpoint {other.checkpoint_id}"):
+        ask_once(settings.model_copy(update={"model": tmp_path / "other"}), files, QUESTION)
     assert not (settings.cache_dir / "threads.sqlite").exists(), "nothing was begun"
     assert ask_once(server.settings(files.cache), files, QUESTION).conclusion
 
