@@ -28,7 +28,8 @@ Report = Callable[[str], None]
 POLL_S: Final = 0.1
 STOP_GRACE_S: Final = 10.0
 CPU_BLOCK_TOKENS: Final = 32
-"""The smallest KV-cache block that vLLM's CPU attention likes: what isn't a whole block is computed again."""
+GPU_BLOCK_TOKENS: Final = 16
+"""The smallest KV-cache blocks that attention likes there: what is not a whole block is computed again."""
 FEW_CORES: Final = 4
 
 _CHILD: Final = (
