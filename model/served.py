@@ -20,6 +20,8 @@ from tumorchain_agent.model.checkpoint import CheckpointInfo, served_name
 from tumorchain_agent.model.endpoint import FAILURES, chat_error, pause_before, time_limits
 from tumorchain_agent.settings import Settings
 
+ONE_REQUEST_EACH: Final = {"Connection": "close"}
+"""A connection that is kept belongs to its event loop, and the chat model may be used from several in turn."""
 _BROKEN_OFF: Final = frozenset({"abort", "error"})
 
 
@@ -127,6 +129,7 @@ def connect(
         model=name,
         base_url=url,
         api_key=SecretStr(key),
+        default_headers=ONE_REQUEST_EACH,
         temperature=temperature,
         max_completion_tokens=max_tokens,
         timeout=time_limits(settings.llm_timeout_s),
