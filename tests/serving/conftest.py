@@ -155,17 +155,18 @@ def ask_once(
     question: str,
     *,
     masks: bool = True,
+    llm: Settings | None = None,
     evidence: EvidenceKind = "tokens",
     on_event: Callable[[Event], None] | None = None,
     **options: Any,
 ) -> Answer:
-    """A question through the real MCP server and graph, by whatever LLM the settings name."""
+    """A question through the real MCP server and graph, by the LLM that the settings, or those of ``llm``, name."""
 
     async def steps() -> Answer:
         with closing(Workbench(settings)) as bench:
             async with connect_in_memory(build_server(bench)) as client:
                 chat_model = await anyio.to_thread.run_sync(
-                    partial(chat_model_from, settings, evidence=evidence)
+                    partial(chat_model_from, llm or settings, evidence=evidence)
                 )
                 return await ask(
                     client,

@@ -24,7 +24,6 @@ from tumorchain_agent.model.checkpoint import (
     served_name,
     write_info,
 )
-from tumorchain_agent.model.served import ServedChatModel
 from tumorchain_agent.model.template import encode_embeds
 from tumorchain_agent.settings import Settings
 
@@ -97,11 +96,13 @@ def test_of_two_clients_only_the_one_with_the_served_checkpoint_is_answered(
 
 
 def test_tokens_of_a_checkpoint_that_the_llm_is_not_of_never_reach_it(
-    settings: Settings, files: Files
+    settings: Settings, files: Files, tmp_path: Path
 ) -> None:
-    model = chat_model_from(settings)
-    assert isinstance(model, ServedChatModel)
-    assert model.checkpoint_id == read_info(NANO_DIR).checkpoint_id
+    other = trained_further(tmp_path / "other")
+    with pytest.raises(
+        CheckpointError, match=f"tokens are of checkpoint {other.checkpoint_id} and the LLM is of"
+    ):
+        ask_once(settings.model_copy(update={"model": tmp_path / "other"}), files, QUESTION, llm=settings)
 
 
 def test_killed_in_the_middle_of_a_stream_nothing_is_left_behind_and_the_next_run_resumes(
