@@ -49,19 +49,23 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> int:
     """Serve until interrupted or terminated; vLLM and all its processes end first. Raises when it ends by itself."""
+    from tumorchain_agent.cli import INTERRUPTED
     from tumorchain_agent.cli_ask import load_settings
     from tumorchain_agent.model.vllm_server import VLLMServer
 
     settings = load_settings(model=args.checkpoint)
     served = _check(args, settings)
     started = time.monotonic()
-    with VLLMServer(served) as server, _told(served) as report:
-        server.wait_ready(report, args.start_timeout)
-        report("")
-        _say(f"{served.name} is served at {served.url}, ready after {time.monotonic() - started:.0f} s")
-        print(_ask_command(args, served), flush=True)
-        server.wait()
-    return 0
+    try:
+        with VLLMServer(served) as server, _told(served) as report:
+            server.wait_ready(report, args.start_timeout)
+            report("")
+            _say(f"{served.name} is served at {served.url}, ready after {time.monotonic() - started:.0f} s")
+            print(_ask_command(args, served), flush=True)
+            server.wait()
+    except KeyboardInterrupt:
+        _say("vLLM has ended")
+    return INTERRUPTED
 
 
 def _check(args: argparse.Namespace, settings: Settings) -> Served:

