@@ -38,6 +38,7 @@ from tumorchain_agent.settings import Settings
 WANTED, WANTED_ADDED = 3.0, 0.10
 ROUNDS = 4
 PROBE_TOKENS, MOST_TOKENS, LONGER = 100, 4000, 1.5
+WARM_UP = 2
 ORGANS = ("liver", "spleen", "stomach")
 QUESTION = "Is there a tumor, and what is the TNM stage?"
 
@@ -131,9 +132,9 @@ async def _ask(bench: Workbench, model: Led, scan: Scan, serial: bool) -> tuple[
 
 
 def overlap(url: str, folder: Path, files: Sequence[Scan]) -> dict[str, list[float]]:
-    """Way → seconds of each scan, and the duration of segmentation alone, after one scan to warm up.
+    """Way → seconds of each scan, and the duration of segmentation alone, after two scans to warm up.
 
-    By that scan round 1 is given as many tokens as make it half as long again as segmentation.
+    By the second round 1 is given as many tokens as make it half as long again as segmentation.
     """
     model = Led(inner=chat_model_from(client(url, folder / "model")), first_tokens=PROBE_TOKENS)
     found: dict[str, list[float]] = {"beside": [], "after": [], "there": [], "segmentation": []}
@@ -146,12 +147,12 @@ def overlap(url: str, folder: Path, files: Sequence[Scan]) -> dict[str, list[flo
             late, answered = anyio.run(_first_two, after, model, scan, True)
             there = anyio.run(_first_two, beside, model, scan, False)[0]
             times += [late, there, answered.segmentation.seconds if answered.segmentation else 0.0]
-            if number:
+            if number >= WARM_UP:
                 for way, seconds in zip(found, times, strict=True):
                     found[way].append(seconds)
             else:
                 longer = LONGER * times[-1] / answered.rounds[0].seconds
-                model.first_tokens = int(min(max(PROBE_TOKENS * longer, PROBE_TOKENS), MOST_TOKENS))
+                model.first_tokens = int(min(max(model.first_tokens * longer, PROBE_TOKENS), MOST_TOKENS))
     return found
 
 
@@ -161,12 +162,12 @@ async def _first_two(bench: Workbench, model: Led, scan: Scan, serial: bool) -> 
 
 def main(argv: Sequence[str] | None = None) -> int:
     options = parser(__doc__ or "")
-    options.add_argument("--scans", type=int, default=4, help="without the one that warms up")
+    options.add_argument("--scans", type=int, default=4, help="without those that warm up")
     args = options.parse_args(argv)
     with tempfile.TemporaryDirectory() as name, vllm(Path(name), args.llm_url) as url:
         folder = Path(name)
-        files = scans(folder / "scans", args.scans + 1, args.seed)
-        ways = compare(url, folder, files)
+        files = scans(folder / "scans", args.scans + WARM_UP, args.seed)
+        ways = compare(url, folder, files[1:])
         beside = overlap(url, folder, files)
     seconds = {way: float(np.median(each)) for way, each in (ways | beside).items()}
     gain = seconds["plain"] / seconds["ours"]
