@@ -2,7 +2,7 @@
 # make test   set up what is missing, then run the tests (ARGS="-k tnm")
 # make lint   set up what is missing, then ruff and mypy
 # make generate  write the trace schema and the generated parts of README.md
-# make setup  set up only
+# make setup  set up only (setup-tests: with what only the tests need)
 
 SCAN ?= tumorchain_agent/assets/phantom_ct.nii.gz
 Q ?= Is there a tumor, and what is the TNM stage?
@@ -15,23 +15,23 @@ RUN := $(VENV)/bin/python
 export SCAN Q VENV
 
 .DEFAULT_GOAL := ask
-.PHONY: ask test lint generate setup
+.PHONY: ask test lint generate setup setup-tests
 
 ask: setup
 	@$(RUN) -m tumorchain_agent.cli ask "$$SCAN" "$$Q" $(ARGS)
 
-test: setup
+test: setup-tests
 	$(RUN) -m pytest $(ARGS)
 
 lint: setup
 	$(RUN) -m ruff check .
 	$(RUN) -m mypy
 
-setup:
+setup setup-tests:
 ifeq ($(strip $(PYTHON)),)
 	@echo "error: no Python 3.11 or newer was found; install one, or name it: make PYTHON=/path/to/python3.11" >&2; exit 1
 else
-	@$(PYTHON) scripts/setup_env.py --venv "$$VENV"
+	@$(PYTHON) scripts/setup_env.py --venv "$$VENV" $(if $(filter setup-tests,$@),--tests)
 endif
 
 generate: setup

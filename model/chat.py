@@ -91,7 +91,7 @@ class TumorChainChatModel(BaseChatModel):
         run_manager: CallbackManagerForLLMRun | None = None,
         **kwargs: Any,
     ) -> ChatResult:
-        return _whole(list(self._stream(messages, stop, run_manager, **kwargs)))
+        return whole(list(self._stream(messages, stop, run_manager, **kwargs)))
 
     def _stream(
         self,
@@ -119,7 +119,7 @@ class TumorChainChatModel(BaseChatModel):
     ) -> ChatResult:
         """Token by token in a worker thread, so that cancelling the caller stops the work."""
         chunks: AsyncIterator[ChatGenerationChunk] = self._astream(messages, stop, run_manager, **kwargs)
-        return _whole([chunk async for chunk in chunks])
+        return whole([chunk async for chunk in chunks])
 
     def _sampling(self, kwargs: dict[str, Any]) -> Sampling:
         unknown = sorted(set(kwargs) - set(_OPTIONS))
@@ -210,7 +210,8 @@ def _texts(generation: Generation, stream: TextStream) -> Iterator[str]:
         yield rest
 
 
-def _whole(chunks: list[ChatGenerationChunk]) -> ChatResult:
+def whole(chunks: list[ChatGenerationChunk]) -> ChatResult:
+    """The chunks of a stream as one result."""
     from langchain_core.messages import message_chunk_to_message
 
     merged = chunks[0]

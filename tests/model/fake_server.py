@@ -8,7 +8,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
-from typing import Any
+from typing import Any, Literal
 
 WORDS = ("A lesion", " in the", " liver.")
 USAGE = {
@@ -23,6 +23,8 @@ USAGE = {
 class FakeServer:
     """``status`` other than 200 refuses chat requests; ``breaks_off`` leaves a stream without its end.
 
+    ``refusals`` are statuses of the first chat requests, before ``status`` counts; ``retry_after`` goes with each.
+    ``hangs`` says where it falls silent, until ``released``: before its answer, or in the middle of it.
     ``listed`` is the answer to ``GET /models`` in place of a list of ``models``.
     """
 
@@ -30,6 +32,11 @@ class FakeServer:
     status: int = 200
     message: str = "refused"
     breaks_off: bool = False
+    finish_reason: str = "stop"
+    refusals: list[int] = field(default_factory=list)
+    retry_after: str | None = None
+    hangs: Literal["", "before", "within"] = ""
+    released: threading.Event = field(default_factory=threading.Event)
     listed: Any = ...
     url: str = ""
     requests: list[dict[str, Any]] = field(default_factory=list)
@@ -50,6 +57,7 @@ def serve(fake: FakeServer) -> Iterator[FakeServer]:
     try:
         yield fake
     finally:
+        fake.released.set()
         server.shutdown()
         server.server_close()
         thread.join()
@@ -69,8 +77,12 @@ class _Handler(BaseHTTPRequestHandler):
         request = json.loads(self.rfile.read(int(self.headers["Content-Length"])))
         self.state.requests.append(request)
         self.state.keys.append(self.headers["Authorization"])
-        if self.state.status != 200:
-            self._send_json(self.state.status, {"error": {"message": self.state.message, "type": "error"}})
+        if self.state.hangs == "before":
+            self.state.released.wait(30)
+            return
+        status = self.state.refusals.pop(0) if self.state.refusals else self.state.status
+        if status != 200:
+            self._send_json(status, {"error": {"message": self.state.message, "type": "error"}})
         elif request.get("stream"):
             self._stream(request["model"])
         else:
@@ -90,10 +102,13 @@ class _Handler(BaseHTTPRequestHandler):
         self.send_header("Content-Type", "text/event-stream")
         self.end_headers()
         for word in WORDS:
+            if self.state.hangs == "within" and word == WORDS[-1]:
+                self.state.released.wait(30)
+                return
             self._event(model, [{"index": 0, "delta": {"role": "assistant", "content": word}}])
         if self.state.breaks_off:
             return
-        self._event(model, [{"index": 0, "delta": {}, "finish_reason": "stop"}])
+        self._event(model, [{"index": 0, "delta": {}, "finish_reason": self.state.finish_reason}])
         self._event(model, [], usage=USAGE)
         self.wfile.write(b"data: [DONE]\n\n")
 
@@ -112,6 +127,8 @@ class _Handler(BaseHTTPRequestHandler):
         self.send_response(status)
         self.send_header("Content-Type", "application/json")
         self.send_header("Content-Length", str(len(data)))
+        if self.state.retry_after is not None:
+            self.send_header("Retry-After", self.state.retry_after)
         self.end_headers()
         self.wfile.write(data)
 

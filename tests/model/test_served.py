@@ -65,6 +65,12 @@ def test_embeddings_reach_the_server_as_they_were_written(
     assert answer.text == ANSWER
 
 
+def test_one_model_serves_several_event_loops_in_turn(settings: Settings) -> None:
+    model = chat_model_from(settings)
+    for _ in range(3):
+        assert _ask("astream", model, question()).text == ANSWER
+
+
 @HOW
 def test_usage_and_cached_tokens_are_reported(settings: Settings, how: str) -> None:
     answer = _ask(how, chat_model_from(settings), question())

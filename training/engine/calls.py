@@ -185,7 +185,7 @@ class Caller:
                 None,
                 temperature=temperature,
                 max_tokens=model.max_tokens,
-                max_retries=0,
+                tries_again=False,
                 http_async_client=self.http,
             )
         return found
