@@ -220,7 +220,7 @@ def project_plan(root: Path, venv: Path, requirements: Sequence[str]) -> Plan:
     """The plan for this project, or for other ``requirements``: pip arguments, split at spaces."""
     chosen = tuple(tuple(each.split()) for each in requirements) or (
         (TORCH,),
-        ("--editable", f"{root}[dev,train]"),
+        ("--editable", f"{root}[dev,train,dicom]"),
     )
     return Plan(root=root, venv=venv, requirements=chosen, log=root / ".setup" / "setup.log")
 
