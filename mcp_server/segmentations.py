@@ -187,15 +187,24 @@ class Segmentations:
 
 
 def write_mask(path: Path, labels: NDArray[np.uint8], affine: NDArray[np.float64]) -> None:
-    """NIfTI, uint8, millimetres, RAS+; the same labels give the same bytes."""
+    """NIfTI, uint8, millimetres, RAS+; the same labels give the same bytes.
+
+    A qform can't hold the shear of a gantry tilt: then there is none, so that no reader takes a wrong one.
+    """
     import nibabel
 
     nifti: Any = nibabel.Nifti1Image
     image = nifti(labels, affine, dtype=np.uint8)
     image.header.set_xyzt_units("mm")
     image.set_sform(affine, code="scanner")
-    image.set_qform(affine, code="scanner")
+    image.set_qform(affine, code="unknown" if is_sheared(affine) else "scanner")
     path.write_bytes(gzip.compress(image.to_bytes(), compresslevel=1, mtime=0))
+
+
+def is_sheared(affine: NDArray[np.float64]) -> bool:
+    """Whether a grid's axes don't stand at right angles, by more than a header's rounding."""
+    axes = affine[:3, :3] / np.linalg.norm(affine[:3, :3], axis=0)
+    return bool(np.abs(axes.T @ axes - np.eye(3)).max() > 1e-3)
 
 
 def _memory_key(scan_id: str, segmentation_id: str) -> str:

@@ -40,7 +40,9 @@ ScanPath = Annotated[
     str,
     Field(description="CT on the server's machine: .nii, .nii.gz, a DICOM series folder or a .zip of one."),
 ]
-Volume = Annotated[int | None, Field(ge=0, description="Which volume of a 4-D NIfTI, from 0.")]
+Volume = Annotated[
+    int | None, Field(ge=0, description="Which volume of a 4-D NIfTI, or series of a DICOM folder, from 0.")
+]
 Masks = Annotated[
     str | None,
     Field(

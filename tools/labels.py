@@ -18,6 +18,7 @@ from tumorchain_agent.records import Notice, SegmentationInfo
 from tumorchain_agent.tools import grid
 from tumorchain_agent.tools.organs import MERGE, ORGANS, STRUCTURES
 from tumorchain_agent.tools.read_nifti import SUFFIXES, read_nifti
+from tumorchain_agent.tools.read_seg import as_labels, is_seg, read_seg
 from tumorchain_agent.tools.scan import CT, MAX_VOXELS
 
 _NAMED_LABEL = re.compile(rb'<Label Key="(\d+)"[^>]*><!\[CDATA\[([^\]]*)\]\]>')
@@ -34,13 +35,15 @@ class LabelMap:
 
 
 def load_label_map(path: Path | str, ct: CT) -> LabelMap:
-    """A user's label map (``.nii``, ``.nii.gz``), permuted and flipped onto the CT's RAS+ grid.
+    """A user's label map (``.nii``, ``.nii.gz``, DICOM SEG), permuted and flipped onto the CT's RAS+ grid.
 
     Nothing is resampled. Raises LabelMapError when it lies on another grid, telling the difference, or holds
     ids or names that are not of TotalSegmentator's task ``total`` v2.
     """
     path = Path(path)
     started = time.perf_counter()
+    if path.is_file() and is_seg(path):
+        return _from_seg(path, ct, started)
     if not path.is_file() or not path.name.lower().endswith(SUFFIXES):
         kind = "is a folder" if path.is_dir() else "is not .nii or .nii.gz"
         state = kind if path.exists() else "is missing"
@@ -60,6 +63,26 @@ def load_label_map(path: Path | str, ct: CT) -> LabelMap:
     labels = _to_ids(values, stored.slope, stored.intercept, path.name)
     seconds = time.perf_counter() - started
     return label_map(labels, ct, source="given", task="given", weights_id="", seconds=seconds)
+
+
+def _from_seg(path: Path, ct: CT, started: float) -> LabelMap:
+    """A DICOM SEG's structures; organs that it has no segment of were not looked for."""
+    labels, shared = as_labels(read_seg(path, ct.affine, ct.shape), ct.shape, path.name)
+    unknown = {int(MERGE[key]) for key in STRUCTURES} - {int(MERGE[key]) for key in np.unique(labels)}
+    notices: tuple[Notice, ...] = ()
+    if shared:
+        text = f"{path.name}: several structures claim {shared} voxels; each went to the smallest of them"
+        notices = (Notice(code="overlapping_segments", message=text),)
+    return label_map(
+        labels,
+        ct,
+        source="given",
+        task="given",
+        weights_id=hashlib.sha256(b"dicom seg" + labels.tobytes("F")).hexdigest()[:24],
+        seconds=time.perf_counter() - started,
+        organs_unknown=tuple(name for key, name in ORGANS.items() if key in unknown),
+        notices=notices,
+    )
 
 
 def _check_names(path: Path) -> None:

@@ -15,7 +15,7 @@ from tumorchain_agent.errors import ScanError
 from tumorchain_agent.records import Notice, ScanInfo
 from tumorchain_agent.tools import grid
 from tumorchain_agent.tools.grid import Affine, StoredVolume, format_mm, format_shape
-from tumorchain_agent.tools.read_dicom import read_dicom_folder, read_dicom_zip
+from tumorchain_agent.tools.read_dicom import read_dicom
 from tumorchain_agent.tools.read_nifti import SUFFIXES, check_affine, read_nifti
 
 AIR_HU = -1024.0
@@ -63,20 +63,17 @@ def open_ct(path: Path | str, *, volume: int | None = None, max_voxels: int = MA
     """Read ``.nii``, ``.nii.gz``, a folder or a ``.zip`` with one DICOM series.
 
     The volume is reoriented to RAS+ (never resampled), scaled to HU, and a constant fill outside the field of
-    view (e.g. −3024) becomes air. ``volume`` picks one of a 4-D NIfTI. Raises ScanError, in one line, for
-    anything that isn't one CT volume; a header that claims more than ``max_voxels`` is refused unread.
+    view (e.g. −3024) becomes air. ``volume`` picks one of a 4-D NIfTI or one of several DICOM series, from 0.
+    Raises ScanError, in one line, for anything that isn't one CT volume; a header that claims more than
+    ``max_voxels`` is refused unread.
     """
     path = Path(path)
     _check_exists(path)
     kind = _kind(path)
     if kind == "nifti":
         stored = read_nifti(path, volume=volume, max_voxels=max_voxels)
-    elif volume:
-        raise ScanError(f"{path.name} is DICOM, which has no volume {volume}; leave out --volume")
-    elif kind == "zip":
-        stored = read_dicom_zip(path, max_voxels=max_voxels)
     else:
-        stored = read_dicom_folder(path, max_voxels=max_voxels)
+        stored = read_dicom(path, volume=volume, max_voxels=max_voxels)
     return _build(stored, path.name, "nifti" if kind == "nifti" else "dicom")
 
 
@@ -89,6 +86,12 @@ def ct_from_array(hu: NDArray[Any], affine: NDArray[np.float64], *, file_name: s
         raise ScanError(f"{file_name} is not a volume ({format_shape(hu.shape)}); pass a 3-D scan")
     check_affine(file_name, affine)
     return _build(StoredVolume(hu, np.asarray(affine, np.float64)), file_name, "nifti")
+
+
+def is_dicom(path: Path) -> bool:
+    """Whether a path holds DICOM, as a folder or zip, and not NIfTI. Raises ScanError like open_ct."""
+    _check_exists(path)
+    return _kind(path) != "nifti"
 
 
 def _check_exists(path: Path) -> None:

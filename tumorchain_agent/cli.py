@@ -48,6 +48,7 @@ COMMANDS: dict[str, Command] = {
         "serve a checkpoint's LLM with vLLM; its options after --",
         passes_on=True,
     ),
+    "view": Command("tumorchain_agent.cli_viewer", "see an answer beside its scan in the browser"),
     "mcp": Command("tumorchain_agent.cli_mcp", "serve the tools to an MCP client over stdio"),
     "phantom": Command("tumorchain_agent.cli_phantom", "make a phantom CT with its label map and its truth"),
     "data": Command("tumorchain_agent.cli_data", "check, split, convert and make training data"),

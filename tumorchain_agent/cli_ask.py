@@ -64,7 +64,15 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--out", metavar="DIR", type=Path, help="folder for the report (default: a new one below out/)"
     )
     parser.add_argument("--json", action="store_true", help="print answer.json, and nothing else, on stdout")
+    parser.add_argument(
+        "--dicom",
+        action="store_true",
+        help="also write DICOM SEG and SR that refer to the scan's series (needs the extra dicom)",
+    )
     parser.add_argument("--volume", metavar="N", type=whole(0), help="which volume of a 4-D NIfTI, from 0")
+    parser.add_argument(
+        "--series", metavar="N|UID", help="which series of a DICOM folder or zip, by its number or UID"
+    )
     parser.add_argument("--device", metavar="DEVICE", help="auto, cpu, cuda, cuda:1 … (default: auto)")
     parser.add_argument("--fresh", action="store_true", help="reason anew, even if this was asked before")
 
@@ -96,7 +104,7 @@ def run(args: argparse.Namespace) -> int:
     job = _check(args)
     with View(sys.stderr if args.json else sys.stdout) as view:
         answer, material = anyio.run(_ask, job, view)
-        report = _write(job, answer, material)
+        answer, report = _write(job, answer, material)
         if not args.json:
             view.answer(answer)
         view.end(report)
@@ -117,11 +125,34 @@ def _check(args: argparse.Namespace) -> _Job:
         out = OutputFolder.check(args.out or DEFAULT_FOLDER / _stem(Path(args.scan)))
     names = ("model", "device", "llm_url", "llm_model", "max_rounds")
     settings = load_settings(**{name: getattr(args, name) for name in names})
+    if args.dicom:
+        _check_dicom(out)
+    if args.series is not None:
+        args.volume = _series_index(args, settings)
     if settings.llm_url is None and settings.llm_model is not None:
         raise InputError(
             f"--llm-model {settings.llm_model} needs the address of its server: pass --llm-url too"
         )
     return _Job(args, settings, question, out)
+
+
+def _check_dicom(out: OutputFolder | None) -> None:
+    from tumorchain_agent.dicom_out import check_dicom
+
+    if out is None:
+        raise InputError("--dicom writes files: with --json, name a folder with --out")
+    check_dicom()
+
+
+def _series_index(args: argparse.Namespace, settings: Settings) -> int:
+    """``--series`` as the index that every tool takes as ``volume``."""
+    from tumorchain_agent.tools.read_dicom import pick_series
+    from tumorchain_agent.tools.scan import is_dicom
+
+    scan = Path(args.scan)
+    if args.volume is not None or not is_dicom(scan):
+        raise InputError("--series is for a DICOM folder or zip, --volume for a 4-D NIfTI; pass one of them")
+    return pick_series(scan, args.series, max_voxels=settings.max_scan_voxels)
 
 
 def load_settings(**given: Any) -> Settings:
@@ -204,18 +235,35 @@ async def _reason(job: _Job, view: View, tools: CTTools, history: History) -> An
     )
 
 
-def _write(job: _Job, answer: Answer, material: Material | None) -> str | None:
-    """Write the folder in one step; where its report lies."""
+def _write(job: _Job, answer: Answer, material: Material | None) -> tuple[Answer, str | None]:
+    """Write the folder in one step; the answer as written, and where its report lies."""
     from tumorchain_agent.material import write_files
     from tumorchain_agent.output import REPORT, OutputFolder
 
     if job.out is None or material is None:
-        return None
+        return answer, None
     out = job.out
     if job.args.out is None:
         out = OutputFolder.check(out.path.with_name(f"{out.path.name}-{answer.thread_id[:8]}"))
     with out.writing() as folder:
+        if job.args.dicom:
+            answer = _write_dicom(job, answer, material, folder)
         write_files(folder, answer, material)
     report = out.path / REPORT
     here = Path.cwd()
-    return str(report.relative_to(here) if report.is_relative_to(here) else report)
+    return answer, str(report.relative_to(here) if report.is_relative_to(here) else report)
+
+
+def _write_dicom(job: _Job, answer: Answer, material: Material, folder: Path) -> Answer:
+    from datetime import datetime
+
+    from tumorchain_agent.dicom_out import write_dicom
+    from tumorchain_agent.output import DICOM
+
+    label_map = material.masks.get("label_map")
+    if label_map is None:
+        raise InputError("there is no label map to write as DICOM SEG; leave out --dicom")
+    volume, now = job.args.volume, datetime.now()
+    scan, measured = Path(job.scan).expanduser(), material.measurements
+    notices = write_dicom(folder / DICOM, scan, volume, answer, measured, label_map, now)
+    return answer.model_copy(update={"notices": (*answer.notices, *notices)})

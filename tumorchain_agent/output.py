@@ -12,6 +12,7 @@ from pathlib import Path
 from tumorchain_agent.errors import OutputError
 
 ANSWER, TRACE, REPORT, MASKS, PICTURES = "answer.json", "trace.jsonl", "report.html", "masks", "pictures"
+DICOM = "dicom"
 _PARTIAL = ".tumorchain-partial-"
 
 
@@ -70,7 +71,7 @@ def _move_into(folder: Path, partial: Path) -> None:
     """Replace the earlier answer: its answer.json goes first and the new one comes last; other files stay."""
     old = partial / "old"
     old.mkdir()
-    for name in (ANSWER, TRACE, REPORT, MASKS, PICTURES):
+    for name in (ANSWER, TRACE, REPORT, MASKS, PICTURES, DICOM):
         if (folder / name).exists():
             os.rename(folder / name, old / name)
     fresh = [entry for entry in partial.iterdir() if entry != old]
