@@ -7,7 +7,7 @@ import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Final
 
 import numpy as np
 
@@ -24,6 +24,7 @@ from tumorchain_agent.tools.organs import organ_ids
 if TYPE_CHECKING:
     from tumorchain_agent.tools.picture import PictureInfo, Plane
 
+PLANES: Final[tuple[Plane, ...]] = ("axial", "coronal", "sagittal")
 _WINDOW = re.compile(r"w(\d{1,5}(?:\.\d+)?)l(-?\d{1,5}(?:\.\d+)?)")
 
 
@@ -99,6 +100,12 @@ class Measuring:
                 scan_id, segmentation_id, organ, window, lambda folder: (folder / f"{plane}.png").read_bytes()
             )
         )
+
+    def drawn(self, scan_id: str, segmentation_id: str, organ: str, job: Job) -> list[tuple[Picture, bytes]]:
+        """All pictures of an organ with their PNG."""
+        found, _ = self.pictures(scan_id, segmentation_id, organ, PLANES, job)
+        pngs = [self.png(scan_id, segmentation_id, organ, each.plane, self._window, job) for each in found]
+        return [(each, png) for each, png in zip(found, pngs, strict=True) if png is not None]
 
     def mask(self, scan_id: str, segmentation_id: str, organ: str, job: Job) -> bytes:
         """The organ's binary mask as ``.nii.gz`` on the CT's RAS+ grid."""

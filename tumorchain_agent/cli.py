@@ -41,7 +41,7 @@ class Command:
 
 COMMANDS: dict[str, Command] = {
     "ask": Command("tumorchain_agent.cli_ask", "ask a question of a CT and write a traced report"),
-    "mcp": Command("tumorchain_agent.cli_mcp", "serve the tools to an MCP client over stdio"),
+    "mcp": Command("tumorchain_agent.cli_mcp", "serve the tools to MCP clients, over stdio or HTTP"),
     "phantom": Command("tumorchain_agent.cli_phantom", "make a phantom CT with its label map and its truth"),
     "data": Command("tumorchain_agent.cli_data", "check, split, convert and make training data"),
     "import-weights": Command(
