@@ -76,8 +76,8 @@ class Jobs:
 
     async def __aenter__(self) -> Jobs:
         self._store = JobStore(self._folder)
-        limiter = anyio.to_thread.current_default_thread_limiter()
-        limiter.total_tokens = max(limiter.total_tokens, 2 * MAX_JOBS)
+        self._limiter = anyio.to_thread.current_default_thread_limiter()
+        self._limiter.total_tokens = max(self._limiter.total_tokens, 2 * MAX_JOBS)
         self._watcher = asyncio.create_task(self._watch())
         for orphan in self._store.orphans():
             self._take_up(orphan)
@@ -91,7 +91,14 @@ class Jobs:
             task.cancel()
         with anyio.CancelScope(shield=True):
             await asyncio.wait((self._watcher, *tasks), timeout=CLOSING_S)
+            await self._threads_end()
         self._store.close()
+
+    async def _threads_end(self) -> None:
+        """Threads whose await was cancelled end by themselves, and clear up what they had begun to write."""
+        with anyio.move_on_after(CLOSING_S):
+            while self._limiter.borrowed_tokens:
+                await anyio.sleep(0.02)
 
     async def call(
         self, tool: str, arguments: Mapping[str, Any], reporter: ProgressReporter, wait_s: float

@@ -4,12 +4,16 @@ from __future__ import annotations
 
 import hmac
 import ipaddress
+import signal
 import socket
 import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Final
 
 import anyio
+import uvicorn
 from mcp.server.auth.provider import AccessToken
 from mcp.server.auth.settings import AuthSettings
 from mcp.server.transport_security import TransportSecuritySettings
@@ -87,6 +91,14 @@ class StaticToken:
         return AccessToken(token="***", client_id="holder of the token", scopes=[])
 
 
+class _Uvicorn(uvicorn.Server):
+    """Leaves signals to us: it would raise them again before jobs and workers have ended."""
+
+    @contextmanager
+    def capture_signals(self) -> Iterator[None]:
+        yield
+
+
 def is_loopback(host: str) -> bool:
     if host == "localhost":
         return True
@@ -153,8 +165,6 @@ async def serve_http(
     workbench: Workbench, options: HttpOptions, listening: socket.socket, render: Render | None = None
 ) -> None:
     """Over a socket that listens already."""
-    import uvicorn
-
     url = _url(listening)
     async with serving(workbench, render, **auth_options(options.token, url)) as server:
         config = uvicorn.Config(
@@ -167,7 +177,19 @@ async def serve_http(
         )
         how = "bearer token needed" if options.token else "no token: anyone on this machine may call"
         print(f"tumorchain-agent: {url}{PATH} ({how})", file=sys.stderr, flush=True)
-        await uvicorn.Server(config).serve(sockets=[listening])
+        web = _Uvicorn(config)
+        async with anyio.create_task_group() as group:
+            group.start_soon(_end_on_signal, web)
+            await web.serve(sockets=[listening])
+            group.cancel_scope.cancel()
+
+
+async def _end_on_signal(web: uvicorn.Server) -> None:
+    """The first signal ends the server in good order, the second at once."""
+    with anyio.open_signal_receiver(signal.SIGINT, signal.SIGTERM) as signals:
+        async for _ in signals:
+            web.force_exit = web.should_exit
+            web.should_exit = True
 
 
 def _listen(options: HttpOptions) -> socket.socket:
