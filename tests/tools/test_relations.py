@@ -160,6 +160,11 @@ GATES = {
     "totalsegmentator/example_ct.nii.gz": ("unenhanced", "abdomen and pelvis", "3 mm"),
     "totalsegmentator/example_ct_dicom": ("portal venous or later", "abdomen", "2 mm"),
     "crlm/CRLM-CT-1004_dicom.zip": ("portal venous or later", "abdomen", "5 mm"),
+    "totalsegmentator/aorta_report/ct_cropped.nii.gz": (
+        "arterial",
+        "a limb, the head, or a part of the body",
+        "1.5 mm",
+    ),
     "sts/STS_042/CT_image.nii.gz": (None, "a limb, the head, or a part of the body", "3.27 mm"),
 }
 
