@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import os
+import signal
 import sys
 from collections.abc import AsyncIterator, Callable, Iterator
-from contextlib import AbstractAsyncContextManager, asynccontextmanager, contextmanager
+from contextlib import AbstractAsyncContextManager, AsyncExitStack, asynccontextmanager, contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -112,8 +113,11 @@ def run_stdio(settings: Settings, render: Render | None = None) -> None:
     """
 
     async def serve() -> None:
-        async with serving(workbench, render) as server:
+        async with AsyncExitStack() as stack, anyio.create_task_group() as group:
+            server = await stack.enter_async_context(serving(workbench, render))
+            group.start_soon(_leave_on_signal, stack, workbench)
             await server.run_stdio_async()
+            group.cancel_scope.cancel()
 
     with _stdout_on_stderr():
         workbench = Workbench(settings, guard=guard_of(settings))
@@ -123,6 +127,16 @@ def run_stdio(settings: Settings, render: Render | None = None) -> None:
         with _stdout_on_stderr():
             workbench.close()
             sys.stdout.flush()
+
+
+async def _leave_on_signal(stack: AsyncExitStack, workbench: Workbench) -> None:
+    """End jobs and workers, then the process at once: the thread that reads stdin can't be woken."""
+    with anyio.open_signal_receiver(signal.SIGINT, signal.SIGTERM) as signals:
+        async for number in signals:
+            with anyio.CancelScope(shield=True):
+                await stack.aclose()
+                await anyio.to_thread.run_sync(workbench.close)
+            os._exit(128 + number)
 
 
 def guard_of(settings: Settings) -> PathGuard:

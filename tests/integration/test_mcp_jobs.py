@@ -250,3 +250,22 @@ def _call(process: subprocess.Popen[str], number: int, method: str, params: dict
         if answer.get("id") == number:
             assert "result" in answer, answer
             return answer["result"]
+
+
+@pytest.mark.slow
+def test_sigterm_ends_a_stdio_server_whose_client_still_holds_the_pipe(slow: Slow) -> None:
+    command = [word.format(transport="stdio") if word == "{transport}" else word for word in slow._words()]
+    process = subprocess.Popen(
+        command,
+        env=slow.env,
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+    info = {"protocolVersion": "2025-06-18", "capabilities": {}, "clientInfo": {"name": "x", "version": "1"}}
+    _call(process, 1, "initialize", info)
+    process.terminate()
+    assert process.wait(30) == 128 + signal.SIGTERM
+    assert process.stderr is not None
+    assert "Traceback" not in process.stderr.read()
