@@ -224,16 +224,16 @@ class CTTools:
             if on_progress is not None:
                 on_progress(progress / total if total else None, message or "")
 
-        result = await _protocol(
-            tool, self._client.call_tool(tool, given, progress_callback=progressed if on_progress else None)
-        )
-        if result.is_error:
-            raise _tool_error(tool, result)
-        if not isinstance(result.structured_content, dict):
-            raise TumorChainError(
-                f"tool {tool} returned no structured content; use tumorchain-agent's own server"
+        listen = progressed if on_progress else None
+        called = self._client.call_tool(tool, given, progress_callback=listen)
+        content = _content(tool, await _protocol(tool, called))
+        while content.get("status") == "running" and "job_id" in content:
+            fetched = self._client.call_tool(
+                "get_job", {"job_id": content["job_id"]}, progress_callback=listen
             )
-        return result.structured_content
+            status = _content(tool, await _protocol(tool, fetched))
+            content = status if status.get("result") is None else status["result"]
+        return content
 
     async def read(self, uri: str) -> bytes:
         """A binary resource as it is: a mask, a picture, a tokens file."""
@@ -274,6 +274,17 @@ async def _protocol(name: str, request: Awaitable[T]) -> T:
         raise _coded_error(error.message) or TumorChainError(
             f"the MCP server could not answer {name}: {_one_line(error.message)}; see its log"
         ) from error
+
+
+def _content(tool: str, result: CallToolResult) -> dict[str, Any]:
+    """What a program reads of a tool's result; an error of the tool is raised."""
+    if result.is_error:
+        raise _tool_error(tool, result)
+    if not isinstance(result.structured_content, dict):
+        raise TumorChainError(
+            f"tool {tool} returned no structured content; use tumorchain-agent's own server"
+        )
+    return result.structured_content
 
 
 def _tool_error(tool: str, result: CallToolResult) -> TumorChainError:

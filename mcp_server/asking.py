@@ -11,6 +11,7 @@ import anyio
 import anyio.to_thread
 from mcp import Client
 
+from tumorchain_agent.errors import LabelMapError, ScanError
 from tumorchain_agent.mcp_server.calls import ProgressReporter, relayed
 from tumorchain_agent.records import Answer, EvidenceKind
 
@@ -55,6 +56,9 @@ class Asker:
         from tumorchain_agent.graph.prompts import check_question, check_zoom
         from tumorchain_agent.graph.run import ask
 
+        guard = self._bench.guard
+        path = str(guard.read(path, ScanError))
+        masks = None if masks is None else str(guard.read(masks, LabelMapError))
         kind = evidence or "tokens"
         asked = check_question(question)
         check_zoom(kind, zoom)
@@ -69,7 +73,7 @@ class Asker:
             if kind == "tokens":
                 self._bench.served.zoom(zoom)
             chat_model = await self._chat_model(kind)
-            return await ask(
+            answer = await ask(
                 client,
                 chat_model,
                 path,
@@ -83,6 +87,8 @@ class Asker:
                 volume=volume,
                 zoom=zoom,
             )
+        self._bench.answers.keep(answer)
+        return answer
 
     async def _chat_model(self, evidence: EvidenceKind) -> BaseChatModel:
         from tumorchain_agent.model.chat import chat_model_from

@@ -4,20 +4,19 @@ from __future__ import annotations
 
 import threading
 from collections import deque
-from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
+from collections.abc import AsyncIterator, Callable, Iterable, Iterator
 from contextlib import asynccontextmanager, contextmanager
 from typing import Any, Protocol, TypeVar
 
 import anyio
 import anyio.to_thread
-from mcp_types import CallToolResult, TextContent
+from mcp_types import CallToolResult, ResourceLink, TextContent
 
 from tumorchain_agent.errors import TumorChainError
 from tumorchain_agent.mcp_server.jobs import Job
 from tumorchain_agent.records import DISCLAIMER, Record
 
 T = TypeVar("T")
-R = TypeVar("R", bound=Record)
 
 POLL_S = 0.1
 HEARTBEAT_S = 5.0
@@ -112,10 +111,10 @@ async def in_thread(work: Callable[[Job], T], reporter: ProgressReporter) -> T:
         gone.set()
 
 
-def success(record: Record, text: str) -> CallToolResult:
-    """``text`` for the model, the whole record for programs."""
+def success(record: Record, text: str, links: Iterable[ResourceLink] = ()) -> CallToolResult:
+    """``text`` and links to files for the model, the whole record for programs."""
     return CallToolResult(
-        content=[TextContent(type="text", text=f"{text}\n{DISCLAIMER}")],
+        content=[TextContent(type="text", text=f"{text}\n{DISCLAIMER}"), *links],
         structured_content=record.model_dump(mode="json"),
         _meta={DISCLAIMER_META: DISCLAIMER},
     )
@@ -129,12 +128,3 @@ def failure(error: TumorChainError) -> CallToolResult:
         is_error=True,
         _meta={ERROR_META: detail, DISCLAIMER_META: DISCLAIMER},
     )
-
-
-async def answered(work: Awaitable[R], tell: Callable[[R], str]) -> CallToolResult:
-    """The tool result of some work: its record, told in a few words, or its error when it is one of ours."""
-    try:
-        record = await work
-    except TumorChainError as error:
-        return failure(error)
-    return success(record, tell(record))

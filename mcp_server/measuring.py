@@ -7,14 +7,14 @@ import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Final
 
 import numpy as np
 
 from tumorchain_agent.errors import InputError
 from tumorchain_agent.mcp_server import uris
 from tumorchain_agent.mcp_server.jobs import Job
-from tumorchain_agent.mcp_server.scans import Scans
+from tumorchain_agent.mcp_server.scans import Memory, Scans
 from tumorchain_agent.mcp_server.segmentations import Segmentations, write_mask
 from tumorchain_agent.mcp_server.store import Entry, Store
 from tumorchain_agent.records import Measurement, Picture
@@ -24,6 +24,9 @@ from tumorchain_agent.tools.organs import organ_ids
 if TYPE_CHECKING:
     from tumorchain_agent.tools.picture import PictureInfo, Plane
 
+KEPT_SCANS: Final = 32
+"""Measurements kept in memory, of so many label maps: reading them takes longer than all else."""
+PLANES: Final[tuple[Plane, ...]] = ("axial", "coronal", "sagittal")
 _WINDOW = re.compile(r"w(\d{1,5}(?:\.\d+)?)l(-?\d{1,5}(?:\.\d+)?)")
 
 
@@ -54,11 +57,16 @@ class Measuring:
         self._scans = scans
         self._segmentations = segmentations
         self._window = Window(settings.window_hu, settings.level_hu)
+        self._known: Memory[dict[str, Measurement]] = Memory(KEPT_SCANS, lambda _: 1)
 
     def measurements(
         self, scan_id: str, segmentation_id: str, job: Job
     ) -> tuple[dict[str, Measurement], bool]:
         """All organs, then all structures, by name; and whether they were known."""
+        key = f"{scan_id}/{segmentation_id}"
+        known = self._known.get(key)
+        if known is not None:
+            return known, True
         entry = Entry("measurements", (scan_id, segmentation_id), _load_measurements, ".json")
 
         def make(target: Path, held: Job) -> None:
@@ -72,7 +80,9 @@ class Measuring:
                 json.dumps([m.model_dump(mode="json") for m in found.values()]), encoding="utf-8"
             )
 
-        return self._store.get_or_make(entry, make, job, work="measure")
+        measured, from_cache = self._store.get_or_make(entry, make, job, work="measure")
+        self._known.put(key, measured)
+        return measured, from_cache
 
     def pictures(
         self, scan_id: str, segmentation_id: str, organ: str, planes: Sequence[Plane], job: Job
@@ -99,6 +109,12 @@ class Measuring:
                 scan_id, segmentation_id, organ, window, lambda folder: (folder / f"{plane}.png").read_bytes()
             )
         )
+
+    def drawn(self, scan_id: str, segmentation_id: str, organ: str, job: Job) -> list[tuple[Picture, bytes]]:
+        """All pictures of an organ with their PNG."""
+        found, _ = self.pictures(scan_id, segmentation_id, organ, PLANES, job)
+        pngs = [self.png(scan_id, segmentation_id, organ, each.plane, self._window, job) for each in found]
+        return [(each, png) for each, png in zip(found, pngs, strict=True) if png is not None]
 
     def mask(self, scan_id: str, segmentation_id: str, organ: str, job: Job) -> bytes:
         """The organ's binary mask as ``.nii.gz`` on the CT's RAS+ grid."""

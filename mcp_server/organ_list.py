@@ -10,7 +10,7 @@ from importlib import resources
 from typing import Final
 
 from tumorchain_agent.errors import UnknownOrganError
-from tumorchain_agent.mcp_server.results import OrganInfo
+from tumorchain_agent.mcp_server.results import LicensedTask, OrganInfo
 from tumorchain_agent.tools.organs import ORGANS, display_name, organ_structures, resolve_organ
 
 MAX_SYNONYMS: Final = 4
@@ -45,6 +45,15 @@ def organ_infos(
         )
         for number, name in ORGANS.items()
     )
+
+
+@cache
+def licensed_tasks() -> tuple[LicensedTask, ...]:
+    """Tasks for which the installed TotalSegmentator wants a licence number."""
+    from totalsegmentator.map_to_binary import commercial_models
+
+    why = "TotalSegmentator wants a licence number of its authors for it; not run here, pass masks instead"
+    return tuple(LicensedTask(task=task, why=why) for task in sorted(commercial_models))
 
 
 @cache

@@ -5,6 +5,7 @@ from __future__ import annotations
 import threading
 from collections import OrderedDict
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Generic, TypeVar
 
@@ -12,10 +13,12 @@ from pydantic import ValidationError
 
 from tumorchain_agent import __version__
 from tumorchain_agent.errors import ScanError
-from tumorchain_agent.mcp_server.index import Fact, Index, file_signature, local_path
+from tumorchain_agent.mcp_server.guard import Guard
+from tumorchain_agent.mcp_server.index import Fact, Index, file_signature
 from tumorchain_agent.mcp_server.jobs import Job, Lane
 from tumorchain_agent.records import ScanInfo
 from tumorchain_agent.settings import Settings
+from tumorchain_agent.tools.input_gate import inspect_input
 from tumorchain_agent.tools.scan import CT, open_ct
 
 T = TypeVar("T")
@@ -53,9 +56,12 @@ class Memory(Generic[T]):
 class Scans:
     """Path → scan id → CT."""
 
-    def __init__(self, settings: Settings, index: Index, *, memory_bytes: int = SCAN_MEMORY_BYTES) -> None:
+    def __init__(
+        self, settings: Settings, index: Index, guard: Guard, *, memory_bytes: int = SCAN_MEMORY_BYTES
+    ) -> None:
         self._settings = settings
         self._index = index
+        self._guard = guard
         self._memory: Memory[CT] = Memory(memory_bytes, lambda ct: int(ct.hu.nbytes))
         self._lane = Lane("reading the scan")
 
@@ -64,7 +70,7 @@ class Scans:
 
         Raises ScanError.
         """
-        file = local_path(path, ScanError)
+        file = self._guard.read(path, ScanError)
         signature = file_signature(file, volume)
         if signature is not None and (known := self._known(signature)):
             return known
@@ -87,8 +93,9 @@ class Scans:
             return ct
         fact = self._fact(scan_id)
         job.progress("reading the scan", 0.0)
+        file = self._guard.read(fact["path"], ScanError)
         with self._lane.hold(job):
-            ct = self._memory.get(scan_id) or self._read(Path(fact["path"]), fact["volume"])
+            ct = self._memory.get(scan_id) or self._read(file, fact["volume"])
         if ct.scan_id != scan_id:
             raise ScanError(
                 f"{Path(fact['path']).name} has changed since scan {scan_id} was opened; "
@@ -96,13 +103,20 @@ class Scans:
             )
         return ct
 
+    def check_allowed(self, scan_id: str) -> None:
+        """Raises ScanError for the scan of a file that this server's callers may not read."""
+        fact = None if self._memory.get(scan_id) is not None else self._index.read("scans", scan_id)
+        if fact is not None and not self._guard.allows(Path(fact["path"])):
+            self._fact(scan_id)
+
     def forget(self) -> None:
         """Free the memory; the files are read again when needed."""
         self._memory.clear()
 
     def _read(self, file: Path, volume: int | None) -> CT:
         signature = file_signature(file, volume)
-        ct = open_ct(file, volume=volume, max_voxels=self._settings.max_scan_voxels)
+        opened = open_ct(file, volume=volume, max_voxels=self._settings.max_scan_voxels)
+        ct = replace(opened, info=opened.info.model_copy(update={"gate": inspect_input(opened)}))
         fact = {
             "path": str(file),
             "volume": volume,
@@ -129,6 +143,6 @@ class Scans:
 
     def _fact(self, scan_id: str) -> Fact:
         fact = self._index.read("scans", scan_id)
-        if fact is None:
+        if fact is None or not self._guard.allows(Path(fact["path"])):
             raise ScanError(f"scan {scan_id[:60]!r} is not known here; open its file with open_scan first")
         return fact

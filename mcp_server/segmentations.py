@@ -11,7 +11,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from tumorchain_agent.errors import LabelMapError, SegmentationError
-from tumorchain_agent.mcp_server.index import Index, file_signature, local_path
+from tumorchain_agent.mcp_server.guard import Guard
+from tumorchain_agent.mcp_server.index import Index, file_signature
 from tumorchain_agent.mcp_server.jobs import Job
 from tumorchain_agent.mcp_server.results import SegmentationChoice
 from tumorchain_agent.mcp_server.scans import Memory, Scans
@@ -35,9 +36,16 @@ class Segmentations:
     """``segmentation_id`` is the record's ``weights_id``: what made the label map, or a given map's hash."""
 
     def __init__(
-        self, settings: Settings, store: Store, index: Index, scans: Scans, segmenter: Segmenter
+        self,
+        settings: Settings,
+        store: Store,
+        index: Index,
+        scans: Scans,
+        segmenter: Segmenter,
+        guard: Guard,
     ) -> None:
         self._settings = settings
+        self._guard = guard
         self._store = store
         self._index = index
         self._scans = scans
@@ -160,7 +168,7 @@ class Segmentations:
     def _given(self, scan_id: str, masks: str, job: Job) -> SegmentationInfo:
         from tumorchain_agent.tools.labels import load_label_map
 
-        path = local_path(masks, LabelMapError)
+        path = self._guard.read(masks, LabelMapError)
         signature = file_signature(path, scan_id)
         known = self._index.read("masks", signature) if signature else None
         if known and (info := self._store.get(_entry(scan_id, str(known["segmentation_id"]), _read_info))):

@@ -8,6 +8,9 @@ from __future__ import annotations
 
 from urllib.parse import quote
 
+SCAN = "scan://{scan_id}"
+TRACE = "trace://{answer_id}"
+REPORT = "report://{answer_id}"
 GLOBAL_TOKENS = "tokens://{scan_id}/{checkpoint_id}/global"
 ROI_TOKENS = "tokens://{scan_id}/{checkpoint_id}/{segmentation_id}/{organ}"
 ZOOM_TOKENS = "tokens://{scan_id}/{checkpoint_id}/{segmentation_id}/{organ}/zoom"

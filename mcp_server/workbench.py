@@ -7,18 +7,25 @@ encoded at a time, side by side with each other.
 
 from __future__ import annotations
 
+import json
 from collections.abc import Sequence
 from types import TracebackType
 from typing import TYPE_CHECKING, Final
 
 from tumorchain_agent.errors import InputError
 from tumorchain_agent.mcp_server import notices, uris
+from tumorchain_agent.mcp_server.answers import Answers, Render, explain
+from tumorchain_agent.mcp_server.guard import Guard, NoGuard
 from tumorchain_agent.mcp_server.index import Index
 from tumorchain_agent.mcp_server.jobs import Job
-from tumorchain_agent.mcp_server.measuring import Measuring, Window
-from tumorchain_agent.mcp_server.organ_list import organ_infos
+from tumorchain_agent.mcp_server.measuring import PLANES, Measuring, Window
+from tumorchain_agent.mcp_server.organ_list import licensed_tasks, organ_infos
+from tumorchain_agent.mcp_server.relations import Relations
 from tumorchain_agent.mcp_server.results import (
     ClassificationSet,
+    Comparison,
+    Explanation,
+    LesionSet,
     MaskLink,
     MeasurementSet,
     OrganList,
@@ -31,34 +38,50 @@ from tumorchain_agent.mcp_server.served_checkpoint import ServedCheckpoint
 from tumorchain_agent.mcp_server.store import Store
 from tumorchain_agent.mcp_server.views import Views
 from tumorchain_agent.mcp_server.vision import Vision
-from tumorchain_agent.records import Classification, Measurement, ScanInfo, SegmentationInfo, TokenSet
+from tumorchain_agent.records import (
+    Answer,
+    Classification,
+    Measurement,
+    Picture,
+    ScanInfo,
+    SegmentationInfo,
+    TokenSet,
+)
 from tumorchain_agent.settings import Settings
-from tumorchain_agent.tools.organs import resolve_organ
+from tumorchain_agent.tools.organs import ORGANS, resolve_organ
 
 if TYPE_CHECKING:
+    from tumorchain_agent.tools.contact import Contact
     from tumorchain_agent.tools.picture import Plane
     from tumorchain_agent.tools.segment import Segmenter
 
-PLANES: Final[tuple[Plane, ...]] = ("axial", "coronal", "sagittal")
 SILENT: Final = Job()
 
 
 class Workbench:
     """One for each server. ``close`` ends the segmentation worker and drops what is in memory."""
 
-    def __init__(self, settings: Settings, segmenter: Segmenter | None = None) -> None:
+    def __init__(
+        self, settings: Settings, segmenter: Segmenter | None = None, guard: Guard | None = None
+    ) -> None:
+        """Without a ``guard`` any path is read: that is for a caller with the user's own rights."""
         from tumorchain_agent.tools.segment import Segmenter
 
         self.settings = settings
+        self.guard: Guard = guard or NoGuard()
         self._segmenter = segmenter or Segmenter(settings)
         self._store = Store(settings)
         self._index = Index(settings.cache_dir / "index")
-        self._scans = Scans(settings, self._index)
-        self._segmentations = Segmentations(settings, self._store, self._index, self._scans, self._segmenter)
+        self._scans = Scans(settings, self._index, self.guard)
+        self._segmentations = Segmentations(
+            settings, self._store, self._index, self._scans, self._segmenter, self.guard
+        )
         self.served = ServedCheckpoint(settings)
         views = Views(self._store, self._scans, self._segmentations, self.served)
         self._vision = Vision(self._store, self._segmentations, self.served, views)
         self._measuring = Measuring(settings, self._store, self._scans, self._segmentations)
+        self._relations = Relations(self._scans, self._segmentations, self.guard)
+        self.answers = Answers(self._index)
 
     def __enter__(self) -> Workbench:
         return self
@@ -76,7 +99,7 @@ class Workbench:
         self._segmentations.forget()
 
     def open_scan(self, path: str, volume: int | None = None, job: Job = SILENT) -> ScanInfo:
-        """Read a CT (NIfTI, DICOM folder or zip). Raises ScanError."""
+        """Read a CT (NIfTI, DICOM folder or zip), and say what it seems to be. Raises ScanError."""
         return self._scans.open(path, volume, job)
 
     def scan_info(self, scan_id: str) -> ScanInfo:
@@ -95,6 +118,7 @@ class Workbench:
         return OrganList(
             organs=organ_infos(present, any(choice.would_be_used for choice in choices), unknown),
             segmentation_choices=choices,
+            needs_licence=licensed_tasks(),
             scan_id=scan_id,
             segmentation_id=segmentation_id,
         )
@@ -212,6 +236,94 @@ class Workbench:
             from_cache=from_cache,
             notices=notices.unique(info.notices, () if present else (notices.absent(name, info),)),
         )
+
+    def measure_lesions(
+        self, scan_id: str, mask: str, segmentation_id: str | None = None, job: Job = SILENT
+    ) -> LesionSet:
+        """Lesions of the caller's mask; with their organs when the scan has been segmented."""
+        self._scans.info(scan_id)
+        wanted = segmentation_id or self._segmentations.current_id(scan_id)
+        info = None if wanted is None else self._segmentations.info(scan_id, wanted, job)
+        found = self._relations.lesions(scan_id, mask, wanted, job)
+        return found if info is None else found.model_copy(update={"notices": info.notices})
+
+    def measure_contact(
+        self,
+        scan_id: str,
+        a: str,
+        b: str,
+        mask: str | None = None,
+        segmentation_id: str | None = None,
+        job: Job = SILENT,
+    ) -> Contact:
+        """Two structures, or the caller's lesion mask and a structure."""
+        info = self._segmented(scan_id, segmentation_id, job)
+        return self._relations.contact(scan_id, a, b, mask, info.weights_id, job.part(0.9, 1.0))
+
+    def compare_scans(
+        self,
+        earlier_scan_id: str,
+        later_scan_id: str,
+        organs: Sequence[str] | None = None,
+        job: Job = SILENT,
+    ) -> Comparison:
+        """Organ by organ; without names those that either scan holds."""
+        from tumorchain_agent.tools.compare import compare_organs, doubts
+
+        wanted = _resolved(organs)
+        found, scans, limits = [], [], []
+        for part, scan_id in enumerate((earlier_scan_id, later_scan_id)):
+            share = job.part(0.5 * part, 0.5 * part + 0.5)
+            info = self._segmented(scan_id, None, share)
+            found.append(self._measuring.measurements(scan_id, info.weights_id, share.part(0.9, 1.0))[0])
+            scans.append(self._scans.info(scan_id))
+            limits.append(info.notices)
+        names = wanted or tuple(organ for organ in ORGANS.values() if any(m[organ].present for m in found))
+        changes = compare_organs(found[0], found[1], names)
+        return Comparison(
+            earlier_scan_id=earlier_scan_id,
+            later_scan_id=later_scan_id,
+            changes=changes,
+            notices=notices.unique(*limits, doubts(scans[0], scans[1], changes)),
+        )
+
+    def answer(self, answer_id: str, job: Job = SILENT) -> Answer:
+        """An answer of the ``ask`` tool. Raises InputError for none of this server's."""
+        found = self.answers.find(answer_id)
+        self._scans.check_allowed(found.scan.scan_id)
+        return found
+
+    def explain(self, answer_id: str, claim: int, job: Job = SILENT) -> Explanation:
+        """A claim of an answer, counted from 1, with what it rests on."""
+        return explain(self.answer(answer_id), claim)
+
+    def check_allowed(self, scan_id: str) -> None:
+        """Raises ScanError for a scan that this server's callers may not read."""
+        self._scans.check_allowed(scan_id)
+
+    def trace(self, answer_id: str, job: Job = SILENT) -> str:
+        """``trace://…``: JSON lines, as ``ask --out`` writes them."""
+        from tumorchain_agent.graph.trace import trace_records
+
+        answer = self.answer(answer_id)
+        records = trace_records(answer, self._measured(answer, job))
+        return "".join(json.dumps(record, ensure_ascii=False) + "\n" for record in records)
+
+    def report(self, answer_id: str, render: Render, job: Job = SILENT) -> str:
+        """``report://…``: the page with the pictures of the organs that were examined."""
+        answer = self.answer(answer_id)
+        pictures: dict[str, list[tuple[Picture, bytes]]] = {}
+        if answer.segmentation is not None:
+            ids = (answer.scan.scan_id, answer.segmentation.weights_id)
+            for organ in answer.organs_examined:
+                pictures[organ] = self._measuring.drawn(*ids, organ, job)
+        return render(answer, pictures, self._measured(answer, job))
+
+    def _measured(self, answer: Answer, job: Job) -> tuple[Measurement, ...]:
+        if answer.segmentation is None:
+            return ()
+        found, _ = self._measuring.measurements(answer.scan.scan_id, answer.segmentation.weights_id, job)
+        return tuple(found.values())
 
     def global_tokens_file(self, scan_id: str, checkpoint_id: str, job: Job = SILENT) -> bytes:
         """``tokens://…/global``: safetensors, ``tokens`` [256, hidden]."""

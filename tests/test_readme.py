@@ -8,6 +8,7 @@ import shlex
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -50,14 +51,19 @@ def test_mcp_configuration_starts_a_command_that_exists() -> None:
     build_parser(server["args"][0]).parse_args(server["args"])
 
 
-def test_tools_of_the_server_are_those_that_readme_names() -> None:
+def test_tools_of_the_server_are_those_that_readme_names(tmp_path: Path) -> None:
     import anyio
 
-    from tumorchain_agent.mcp_server.server import build_server
+    from tumorchain_agent.mcp_server.server import serving
     from tumorchain_agent.mcp_server.workbench import Workbench
     from tumorchain_agent.settings import Settings
 
-    listed = anyio.run(build_server(Workbench(Settings())).list_tools)
+    async def tools() -> list[Any]:
+        with Workbench(Settings(cache_dir=tmp_path)) as bench:
+            async with serving(bench) as server:
+                return list(await server.list_tools())
+
+    listed = anyio.run(tools)
     paragraph = README.partition("\nTools: ")[2].partition("\n\n")[0]
     assert set(re.findall(r"`([a-z_]+)`", paragraph)) == {tool.name for tool in listed}
 

@@ -49,7 +49,7 @@ COMMANDS: dict[str, Command] = {
         passes_on=True,
     ),
     "view": Command("tumorchain_agent.cli_viewer", "see an answer beside its scan in the browser"),
-    "mcp": Command("tumorchain_agent.cli_mcp", "serve the tools to an MCP client over stdio"),
+    "mcp": Command("tumorchain_agent.cli_mcp", "serve the tools to MCP clients, over stdio or HTTP"),
     "phantom": Command("tumorchain_agent.cli_phantom", "make a phantom CT with its label map and its truth"),
     "data": Command("tumorchain_agent.cli_data", "check, split, convert and make training data"),
     "engine": Command("tumorchain_agent.cli_engine", "make training data from reports with language models"),

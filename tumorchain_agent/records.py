@@ -29,6 +29,25 @@ class Notice(Record):
     organ: str | None = None
 
 
+class GateItem(Record):
+    """A guess about a scan."""
+
+    value: str
+    confidence: float = Field(ge=0, le=1)
+    why: str
+    """What it rests on."""
+
+
+class InputGate(Record):
+    """What a scan seems to be: to be looked at before anything is read from it."""
+
+    modality: GateItem
+    contrast_phase: GateItem
+    field_of_view: GateItem
+    orientation: GateItem
+    slice_thickness: GateItem
+
+
 class ScanInfo(Record):
     """What is known of a CT after opening it."""
 
@@ -47,6 +66,8 @@ class ScanInfo(Record):
     hu_max: float
     padding_hu: float | None = None
     """Value outside the scanner's field of view that was replaced by air (−1024 HU), e.g. −3024."""
+    gate: InputGate | None = None
+    """Guesses of the ``open_scan`` tool."""
     notices: tuple[Notice, ...] = ()
 
 

@@ -4,15 +4,19 @@ from __future__ import annotations
 
 import os
 from pathlib import Path
-from typing import Literal
+from typing import Annotated, Any, Literal
 
-from pydantic import Field
-from pydantic_settings import BaseSettings, SettingsConfigDict
+from pydantic import BeforeValidator, Field, SecretStr
+from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict
 
 
 def _default_cache() -> Path:
     base = os.environ.get("XDG_CACHE_HOME")
     return (Path(base) if base else Path.home() / ".cache") / "tumorchain-agent"
+
+
+def _folders(given: Any) -> Any:
+    return tuple(part for part in given.split(os.pathsep) if part) if isinstance(given, str) else given
 
 
 class Settings(BaseSettings):
@@ -50,6 +54,13 @@ class Settings(BaseSettings):
     llm_model: str | None = None
     llm_api_key: str | None = None
     llm_timeout_s: float = Field(default=300.0, gt=0)
+
+    roots: Annotated[tuple[Path, ...], NoDecode, BeforeValidator(_folders)] = ()
+    """Folders below which the MCP server reads files for its callers, in the variable joined by ``:``; none is the
+    working directory."""
+
+    mcp_token: SecretStr | None = None
+    """Bearer token that callers of the MCP server over HTTP must show."""
 
     max_rounds: int = Field(default=8, ge=1)
     """Guard against endless rounds; reported when hit."""

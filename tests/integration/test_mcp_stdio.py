@@ -22,7 +22,7 @@ from tumorchain_agent.mcp_server.store import read_work_log
 
 __all__ = ["checkpoint", "files"]
 
-SERVE = "tumorchain_agent.mcp_server"
+SERVE = ("-m", "tumorchain_agent.cli", "mcp")
 NOISY = """
 import os, tumorchain_agent.mcp_server.scans as scans
 from tumorchain_agent.mcp_server.server import run_stdio
@@ -44,12 +44,11 @@ def serving(cache: Path, model: Path, *arguments: str) -> StdioServerParameters:
         "TUMORCHAIN_CACHE_DIR": str(cache),
         "TUMORCHAIN_MODEL": str(model),
         "TUMORCHAIN_DEVICE": "cpu",
+        "TUMORCHAIN_ROOTS": str(cache.parent.parent),
         "OMP_NUM_THREADS": "1",
     }
     environment.pop("PYTHONUNBUFFERED", None)
-    return StdioServerParameters(
-        command=sys.executable, args=list(arguments or ("-m", SERVE)), env=environment
-    )
+    return StdioServerParameters(command=sys.executable, args=list(arguments or SERVE), env=environment)
 
 
 def with_server(parameters: StdioServerParameters, steps: Callable[[Client], Awaitable[None]]) -> None:
@@ -78,7 +77,7 @@ def test_a_stdio_client_works_with_a_scan_and_finds_all_again_after_kill_9(
         heard.append(message)
 
     async def first(client: Client) -> None:
-        assert len((await client.list_tools()).tools) == 9
+        assert len((await client.list_tools()).tools) == 16
         scan_id, _ = await open_segmented(client, files)
         encoded = await client.call_tool("encode_scan", {"scan_id": scan_id}, progress_callback=listen)
         assert encoded.structured_content is not None, text_of(encoded)

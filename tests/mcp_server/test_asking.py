@@ -5,16 +5,23 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
+import anyio
 import pytest
 from jsonschema import validate  # type: ignore[import-untyped]
 from mcp import Client
+from mcp_types import ResourceLink
 
 from tests.graph.fakes import ScriptedModel
 from tests.mcp_server.conftest import Files, text_of, with_client
+from tumorchain_agent.graph.trace import read_trace_record
+from tumorchain_agent.mcp_server.results import Explanation
+from tumorchain_agent.mcp_server.server import connect_in_memory, serving
 from tumorchain_agent.mcp_server.store import read_work_log
+from tumorchain_agent.mcp_server.workbench import Workbench
 from tumorchain_agent.model import chat
 from tumorchain_agent.model.checkpoint import read_info
-from tumorchain_agent.records import Answer
+from tumorchain_agent.records import DISCLAIMER, Answer
+from tumorchain_agent.report import render_report
 from tumorchain_agent.settings import Settings
 
 REPLIES = [
@@ -90,3 +97,43 @@ def test_the_workbench_stays_open_for_who_is_still_connected_after_ask(
 
     with_client(settings, steps)
     assert loads == ["text"]
+
+
+def test_an_answer_is_explained_traced_and_reported_on(
+    settings: Settings, files: Files, loads: list[str]
+) -> None:
+    async def main() -> None:
+        with Workbench(settings) as bench:
+            async with serving(bench, render_report) as server, connect_in_memory(server) as client:
+                asked = {"path": str(files.scan), "question": "Is there a tumor?", "masks": str(files.masks)}
+                result = await client.call_tool("ask", asked | {"wait_seconds": 60})
+                answer = Answer.model_validate(result.structured_content)
+                links = {block.name: block.uri for block in result.content if isinstance(block, ResourceLink)}
+                assert set(links) == {"report.html", "trace.jsonl"}
+                for number, claim in enumerate(answer.claims, start=1):
+                    arguments = {"answer_id": answer.thread_id, "claim": number}
+                    explained = await client.call_tool("explain", arguments)
+                    found = Explanation.model_validate(explained.structured_content)
+                    assert found.claim == claim
+                    assert {item.organ for item in found.evidence} <= {"liver", "esophagus"}
+                    assert "esophagus" not in [item.organ for item in found.evidence if item.present]
+                page = text_in(await client.read_resource(links["report.html"]))
+                assert "data:image/png" in page
+                assert DISCLAIMER in page
+                lines = text_in(await client.read_resource(links["trace.jsonl"])).splitlines()
+                kinds = [read_trace_record(line).type for line in lines]
+                assert (kinds[0], kinds[-1]) == ("header", "answer")
+                for arguments in (
+                    {"answer_id": "none", "claim": 1},
+                    {"answer_id": answer.thread_id, "claim": 99},
+                ):
+                    refused = await client.call_tool("explain", arguments)
+                    assert refused.is_error
+                    assert text_of(refused).startswith("InputError: ")
+
+    anyio.run(main)
+
+
+def text_in(result: Any) -> str:
+    (content,) = result.contents
+    return str(content.text)

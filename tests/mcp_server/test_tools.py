@@ -1,4 +1,4 @@
-"""The nine tools, called by a real client."""
+"""The tools, called by a real client."""
 
 from __future__ import annotations
 
@@ -36,15 +36,19 @@ TOOLS = [
     "list_organs",
     "segment_organs",
     "measure_organs",
+    "measure_lesions",
+    "measure_contact",
+    "compare_scans",
     "encode_scan",
     "extract_roi_tokens",
     "classify_abnormality",
     "view_organ",
     "ask",
+    "explain",
 ]
 
 
-def test_nine_tools_are_listed_with_all_that_a_model_needs_to_call_them(workbench: Workbench) -> None:
+def test_tools_are_listed_with_all_that_a_model_needs_to_call_them(workbench: Workbench) -> None:
     async def steps(client: Client) -> None:
         tools = (await client.list_tools()).tools
         assert [tool.name for tool in tools] == TOOLS
@@ -79,6 +83,10 @@ def test_every_structured_output_fits_its_declared_schema(workbench: Workbench, 
             ("segment_organs", scan | {"masks": str(files.masks), "organs": ["liver", "stomach"]}),
             ("measure_organs", scan),
             ("measure_organs", scan | {"organs": ["hepatic"], "segmentation_id": segmentation_id}),
+            ("measure_lesions", scan | {"mask": str(files.masks)}),
+            ("measure_contact", scan | {"a": "vertebrae_L3", "b": "aorta"}),
+            ("measure_contact", scan | {"a": "lesion", "b": "aorta", "mask": str(files.masks)}),
+            ("compare_scans", {"earlier_scan_id": scan_id, "later_scan_id": scan_id}),
             ("encode_scan", scan),
             ("extract_roi_tokens", scan | {"organ": "spleen"}),
             ("extract_roi_tokens", scan | {"organ": "stomach"}),

@@ -1,0 +1,47 @@
+"""A share of the fuzzing that ``benchmarks/fuzz_mcp.py`` does at length."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+from types import ModuleType
+
+import pytest
+
+ROOT = Path(__file__).resolve().parents[2]
+
+
+def script(name: str, monkeypatch: pytest.MonkeyPatch) -> ModuleType:
+    monkeypatch.syspath_prepend(str(ROOT / "benchmarks"))
+    monkeypatch.syspath_prepend(str(ROOT))
+    __import__(name)
+    return sys.modules[name]
+
+
+@pytest.mark.slow
+def test_broken_messages_neither_stop_nor_silence_the_server_nor_make_it_grow(
+    tmp_path: Path, seed: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    fuzz = script("fuzz_mcp", monkeypatch)
+    monkeypatch.setattr(fuzz, "ANSWER_S", 30.0)
+    found = fuzz.fuzz(400, seed, tmp_path)
+    assert found.failures == []
+    assert found.sent == 400
+    assert found.kinds["result"]
+    assert found.kinds["tool error"]
+
+
+def test_answers_that_are_no_typed_errors_are_told_from_those_that_are() -> None:
+    with pytest.MonkeyPatch.context() as patch:
+        fuzz = script("fuzz_mcp", patch)
+        known = {
+            b"nonsense": "not JSON",
+            b'{"id": 1}': "not JSON-RPC",
+            b'{"jsonrpc": "2.0", "id": 1, "error": {"code": -32602}}': "error -32602",
+            b'{"jsonrpc": "2.0", "id": 1, "error": {"code": "x"}}': "not a typed error",
+            b'{"jsonrpc": "2.0", "id": 1, "result": {}}': "result",
+            b'{"jsonrpc": "2.0", "id": 1, "result": {"isError": true, "content": [{"text": "boom"}]}}': (
+                "not a typed tool error"
+            ),
+        }
+        assert {line: fuzz.kind_of(line) for line in known} == known
