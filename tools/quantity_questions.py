@@ -121,7 +121,10 @@ _RULES: Final[tuple[tuple[Kind, Test, bool], ...]] = (
     (
         "segment_compare",
         _all(
-            _LESION, r"\bsegments?\b", r"which|compare|more|most|fewer|greater", but=r"largest|biggest|where"
+            _LESION,
+            r"\bsegments?\b",
+            r"compare|\bmore\b|most|fewer|greater|highest",
+            but=r"largest|biggest|\bwhere\b|most likely",
         ),
         True,
     ),
@@ -141,7 +144,7 @@ _RULES: Final[tuple[tuple[Kind, Test, bool], ...]] = (
         "lesion_location",
         _all(
             _LESION,
-            r"\bwhere\b|locat|which (?:\w+ )?(?:segment|part|kidney|side|portion|lobe|region|section|organ)",
+            r"\bwhere\b|locat|\blies?\b|which (?:\w+ )?(?:segment|part|kidney|side|portion|lobe|region|section|organ)",
         ),
         True,
     ),

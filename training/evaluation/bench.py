@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Callable, Mapping
 from contextlib import AsyncExitStack, asynccontextmanager, closing
 from dataclasses import dataclass
 from functools import partial
@@ -57,7 +57,8 @@ async def evaluate(settings: Settings, request: Request, judge: Judge, advance: 
     _check_readable(items, request)
     answers = Answers(request.out)
     lines: dict[str, list[Line]] = {}
-    async with _subjects(settings, request) as subjects:
+    given = {item.image: item.label_map for item in items if item.label_map is not None}
+    async with _subjects(settings, request, given) as subjects:
         for subject in subjects:
             lines[subject.name] = await ask_all(items, subject, answers, partial(advance, subject.name))
     judged = await judge_open(items, lines, judge)
@@ -78,7 +79,9 @@ def _check_readable(items: list[Item], request: Request) -> None:
 
 
 @asynccontextmanager
-async def _subjects(settings: Settings, request: Request) -> AsyncIterator[list[Subject]]:
+async def _subjects(
+    settings: Settings, request: Request, given: Mapping[str, Path]
+) -> AsyncIterator[list[Subject]]:
     from tumorchain_agent.mcp_server.workbench import Workbench
     from tumorchain_agent.model.chat import chat_model_from
 
@@ -86,7 +89,7 @@ async def _subjects(settings: Settings, request: Request) -> AsyncIterator[list[
     async with AsyncExitStack() as stack:
         if request.who != "direct":
             bench = stack.enter_context(closing(Workbench(settings)))
-            facts = KnownFacts(bench, request.masks)
+            facts = KnownFacts(bench, request.masks, given)
             found.append(await stack.enter_async_context(open_agent(settings, request.evidence, facts)))
         if request.who != "agent":
             if settings.llm_url is None:

@@ -1,7 +1,7 @@
 """Entity–relation–entity triples of a medical text by rules (paper 12.1), with synonyms and negation; no model.
 
 A triple is (organ or part of it, ``has`` or ``has no``, finding): "No mass in the pancreatic tail" is (pancreas: tail,
-has no, mass). A sentence that names no organ is about the one named last; before any, about the scan.
+has no, mass). A sentence that names no organ is about the scan, so that what is said before it doesn't change it.
 """
 
 from __future__ import annotations
@@ -83,11 +83,8 @@ def triples(text: str) -> list[Triple]:
     Triple(subject='liver', relation='has no', object='mass')
     """
     found: dict[Triple, None] = {}
-    subjects: tuple[str, ...] = ()
     for sentence in sentences(text):
-        mentions = match_organs(sentence)
-        subjects = _subjects(mentions) or subjects
-        for triple in _of_sentence(sentence, subjects or (SCAN,)):
+        for triple in _of_sentence(sentence, _subjects(match_organs(sentence)) or (SCAN,)):
             found.setdefault(triple)
     return list(found)
 

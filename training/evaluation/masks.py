@@ -8,7 +8,7 @@ in a phantom's ``lesions.nii.gz``), ``ID_liver_segments.nii.gz`` (1..8); or Abdo
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Final
 
@@ -45,9 +45,8 @@ def find_label_map(folder: Path | None, image: str) -> Path | None:
     return path if path.is_file() else None
 
 
-def gather(bench: Workbench, scan: Path, image: str, folder: Path | None) -> Facts:
-    """Everything that can be measured of a scan; segmented when the folder holds no label map of it."""
-    given = find_label_map(folder, image)
+def gather(bench: Workbench, scan: Path, image: str, folder: Path | None, given: Path | None) -> Facts:
+    """Everything that can be measured of a scan; segmented when no label map of it is given."""
     info = bench.open_scan(str(scan))
     segmented = bench.segment_organs(info.scan_id, masks=str(given) if given else None)
     measured = bench.measure_organs(info.scan_id, segmentation_id=segmented.segmentation_id)
@@ -76,14 +75,22 @@ def gather(bench: Workbench, scan: Path, image: str, folder: Path | None) -> Fac
 class KnownFacts:
     """Facts of the scan asked about last: questions come scan by scan."""
 
-    def __init__(self, bench: Workbench, folder: Path | None) -> None:
-        self.bench, self.folder = bench, folder
+    def __init__(
+        self, bench: Workbench, folder: Path | None, given: Mapping[str, Path] | None = None
+    ) -> None:
+        """``given``: label maps that the questions' own file names, by image."""
+        self.bench, self.folder, self._given = bench, folder, given or {}
         self._last: tuple[tuple[Path, str], Facts] | None = None
 
     def of(self, scan: Path, image: str) -> Facts:
         if self._last is None or self._last[0] != (scan, image):
-            self._last = ((scan, image), gather(self.bench, scan, image, self.folder))
+            given = self.label_map(image)
+            self._last = ((scan, image), gather(self.bench, scan, image, self.folder, given))
         return self._last[1]
+
+    def label_map(self, image: str) -> Path | None:
+        """The scan's label map, ``None`` when it is to be segmented."""
+        return find_label_map(self.folder, image) or self._given.get(image)
 
 
 def _has_more(folder: Path, image: str) -> bool:

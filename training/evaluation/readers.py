@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import replace
 from itertools import islice
 from pathlib import Path
 from typing import Final
@@ -48,7 +49,11 @@ def read_tumorcot(path: Path, scans: Path | None, open_ended: bool, limit: int |
     """The test side of a TumorCoT file; all of it when no sample is of the test side."""
     samples = list(read_samples(path))
     chosen = [sample for sample in samples if sample.split == "test"] or samples
-    return [_item(sample, scans or path.parent) for sample in chosen[:limit]]
+    folder = scans or path.parent
+    return [
+        replace(_item(sample, folder), label_map=folder / sample.label_map if sample.label_map else None)
+        for sample in chosen[:limit]
+    ]
 
 
 def _read(reader: Reader, path: Path, scans: Path | None, open_ended: bool, limit: int | None) -> list[Item]:

@@ -33,6 +33,8 @@ class Item:
     scan: Path
     image: str
     """Names the scan's masks."""
+    label_map: Path | None = None
+    """Where the questions' own file names one."""
 
 
 class Line(Record):

@@ -17,7 +17,7 @@ from tumorchain_agent.tools.quantity_answers import Measured, answer
 from tumorchain_agent.tools.quantity_facts import NotMeasured
 from tumorchain_agent.tools.quantity_options import free_text, letter
 from tumorchain_agent.tools.quantity_questions import parse_question
-from tumorchain_agent.training.evaluation.masks import KnownFacts, find_label_map
+from tumorchain_agent.training.evaluation.masks import KnownFacts
 from tumorchain_agent.training.evaluation.prompts import Asked, read_prompt
 
 if TYPE_CHECKING:
@@ -75,11 +75,13 @@ def _letter(said: str, options: Mapping[str, str]) -> str | None:
         return found[1]
     plain = said.casefold()
     named = [
-        key for key, text in options.items() if re.search(rf"\b{re.escape(text.casefold())}(?!\w)", plain)
+        text
+        for text in map(str.casefold, options.values())
+        if re.search(rf"(?<!\w){re.escape(text)}(?!\w)", plain)
     ]
-    longest = max((len(options[key]) for key in named), default=0)
-    named = [key for key in named if len(options[key]) == longest]
-    return named[0] if len(named) == 1 else None
+    whole = [text for text in named if not any(text != other and text in other for other in named)]
+    fitting = [key for key, text in options.items() if text.casefold() in whole]
+    return fitting[0] if len(fitting) == 1 else None
 
 
 class AgentSubject:
@@ -110,7 +112,8 @@ class AgentSubject:
         except TumorChainError as error:
             log.warning("%s: %s", image, error)
             said = Said(text=UNANSWERED, how="unanswered", note=str(error))
-        return said.model_copy(update={"seconds": time.perf_counter() - started, "note": said.note or note})
+        told = "; ".join(filter(None, (note, said.note)))
+        return said.model_copy(update={"seconds": time.perf_counter() - started, "note": told})
 
     def _measure(self, asked: Asked, scan: Path, image: str) -> Said:
         query = parse_question(asked.question)
@@ -134,7 +137,7 @@ class AgentSubject:
     async def _reason(self, asked: Asked, scan: Path, image: str) -> Said:
         from tumorchain_agent.graph.run import ask
 
-        given = find_label_map(self._known.folder, image)
+        given = self._known.label_map(image)
         result = await ask(
             self._tools,
             self._chat_model(),
