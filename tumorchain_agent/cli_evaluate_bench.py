@@ -93,7 +93,6 @@ def run(args: argparse.Namespace) -> int:
 async def _questions(args: argparse.Namespace, name: str, path: Path) -> str:
     from tumorchain_agent.cli_ask import load_settings
     from tumorchain_agent.training.evaluation.bench import Request, evaluate
-    from tumorchain_agent.training.evaluation.report import as_markdown
 
     settings = load_settings(
         model=args.model[0] if args.model else None, llm_url=args.llm_url, llm_model=args.llm_model
@@ -112,8 +111,9 @@ async def _questions(args: argparse.Namespace, name: str, path: Path) -> str:
         out=args.out,
     )
     with _bars() as bars:
-        finished = await evaluate(settings, request, _judge(args), _advance(bars))
-    return finished.scores.model_dump_json(indent=2) if args.json else as_markdown(finished.scores)
+        model = _judge_model(args)
+        finished = await evaluate(settings, request, _advance(bars), _judge(args, model), model)
+    return finished.scores.model_dump_json(indent=2) if args.json else finished.markdown
 
 
 async def _chains(args: argparse.Namespace, name: str, path: Path) -> str:
@@ -143,10 +143,9 @@ async def _chains(args: argparse.Namespace, name: str, path: Path) -> str:
     return report.model_dump_json(indent=2) if args.json else as_markdown(report)
 
 
-def _judge(args: argparse.Namespace) -> Judge:
+def _judge(args: argparse.Namespace, model: BaseChatModel | None) -> Judge:
     from tumorchain_agent.training.evaluation.semantic import LLMJudge, OfflineJudge
 
-    model = _judge_model(args)
     return OfflineJudge() if model is None else LLMJudge(model, args.judge_model or "LLM")
 
 

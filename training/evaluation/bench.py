@@ -7,12 +7,20 @@ from contextlib import AsyncExitStack, asynccontextmanager, closing
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 from tumorchain_agent.errors import InputError
 from tumorchain_agent.records import DISCLAIMER, EvidenceKind
 from tumorchain_agent.settings import Settings
 from tumorchain_agent.training.atomic import whole_file
+from tumorchain_agent.training.evaluation.chain_judge import (
+    OFFLINE,
+    ChainPair,
+    ChainReport,
+    as_jsonl,
+    judge_pairs,
+)
+from tumorchain_agent.training.evaluation.chain_judge import as_markdown as chains_markdown
 from tumorchain_agent.training.evaluation.deeptumorvqa_metrics import aggregate
 from tumorchain_agent.training.evaluation.direct import DirectSubject
 from tumorchain_agent.training.evaluation.masks import KnownFacts
@@ -22,6 +30,9 @@ from tumorchain_agent.training.evaluation.runner import Answers, Item, Line, as_
 from tumorchain_agent.training.evaluation.scoring import Scores, score
 from tumorchain_agent.training.evaluation.semantic import Judge, judge_open
 from tumorchain_agent.training.evaluation.subjects import Subject, open_agent
+
+if TYPE_CHECKING:
+    from langchain_core.language_models import BaseChatModel
 
 Who = Literal["agent", "direct", "both"]
 Advance = Callable[[str, int, int], None]
@@ -44,14 +55,29 @@ class Request:
 
 @dataclass(frozen=True)
 class Finished:
-    """Scores, and for DeepTumorVQA the result file of each subject as the package writes it."""
+    """Scores; for DeepTumorVQA each subject's result file as the package writes it; chains where there are some."""
 
     scores: Scores
     results: dict[str, dict[str, Any]]
+    chains: ChainReport | None = None
+
+    @property
+    def markdown(self) -> str:
+        """All tables."""
+        return as_markdown(self.scores) + ("\n" + chains_markdown(self.chains) if self.chains else "")
 
 
-async def evaluate(settings: Settings, request: Request, judge: Judge, advance: Advance) -> Finished:
-    """Ask, judge, score, write. Raises TumorChainError before anything is asked where the files are wrong."""
+async def evaluate(
+    settings: Settings,
+    request: Request,
+    advance: Advance,
+    judge: Judge,
+    chain_model: BaseChatModel | None = None,
+) -> Finished:
+    """Ask, judge, score, write. Raises TumorChainError before anything is asked where the files are wrong.
+
+    ``chain_model`` scores reasoning chains, where the questions have some; without it they are compared by triples.
+    """
     items = READERS[request.suite](request.path, request.scans, request.open_ended, request.limit)
     check_scans(items)
     _check_readable(items, request)
@@ -64,10 +90,28 @@ async def evaluate(settings: Settings, request: Request, judge: Judge, advance: 
     judged = await judge_open(items, lines, judge)
     scores = score(request.suite, items, lines, judged, judge.name)
     found = {name: _result_file(items, each, request) for name, each in lines.items()}
-    finished = Finished(scores, found if request.suite == "deeptumorvqa" else {})
+    pairs = _chains(items, lines)
+    chains = (
+        await judge_pairs(pairs, chain_model, OFFLINE if chain_model is None else judge.name)
+        if pairs
+        else None
+    )
+    finished = Finished(scores, found if request.suite == "deeptumorvqa" else {}, chains)
     if request.out is not None:
         write(finished, request.out)
     return finished
+
+
+def _chains(items: list[Item], lines: dict[str, list[Line]]) -> list[ChainPair]:
+    """Reasoning of the reference and of each subject, where the questions have rounds."""
+    return [
+        ChainPair(
+            id=item.sample.id, reference=" ".join(item.sample.texts), prediction=line.said.raw, model=subject
+        )
+        for subject, said in lines.items()
+        for item, line in zip(items, said, strict=True)
+        if item.sample.rounds
+    ]
 
 
 def _check_readable(items: list[Item], request: Request) -> None:
@@ -142,13 +186,15 @@ def _result(item: Item, line: Line) -> dict[str, Any]:
 
 
 def write(finished: Finished, folder: Path) -> None:
-    """``scores.json table.md table.csv chart.svg`` and a ``result-SUBJECT.json`` for each subject; each whole."""
+    """``scores.json table.md table.csv chart.svg``, a ``result-SUBJECT.json`` each, ``chains.jsonl``; each whole."""
     files = {
         "scores.json": finished.scores.model_dump_json(indent=1).encode() + b"\n",
-        "table.md": as_markdown(finished.scores).encode(),
+        "table.md": finished.markdown.encode(),
         "table.csv": as_csv(finished.scores).encode(),
         "chart.svg": as_svg(finished.scores).encode(),
     }
+    if finished.chains is not None:
+        files["chains.jsonl"] = as_jsonl(finished.chains)
     for name, result in finished.results.items():
         plain = "".join(char if char.isalnum() else "-" for char in name).strip("-")
         files[f"result-{plain}.json"] = as_json(result)

@@ -45,7 +45,9 @@ class Asked:
 
     @property
     def plain(self) -> str:
-        """The question with its options and the form of its answer, for a language model."""
+        """The question with its options and the form of its answer, for a language model; a phrase needs no form."""
+        if self.form == "phrase":
+            return self.question
         shown = " ".join(f"{key}: {text}" for key, text in self.options.items())
         told = INSTRUCTIONS[self.form].format(letters=spoken_letters(tuple(self.options)))
         return f"{self.question} {shown}".strip() + f"\n{told}"
