@@ -46,11 +46,12 @@ def scripted(reply: Reply) -> Iterator[FakeServer]:
 
 
 def text_of(request: dict[str, Any]) -> str:
-    """All text of the last message."""
-    content = request["messages"][-1]["content"]
-    if isinstance(content, str):
-        return content
-    return " ".join(part["text"] for part in content if part["type"] == "text")
+    """All text of the conversation."""
+    found = []
+    for content in (message["content"] for message in request["messages"]):
+        parts = [{"type": "text", "text": content}] if isinstance(content, str) else content
+        found += [part["text"] for part in parts if part["type"] == "text"]
+    return " ".join(found)
 
 
 def pictures_of(request: dict[str, Any]) -> list[str]:
