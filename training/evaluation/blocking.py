@@ -8,13 +8,15 @@ from typing import TYPE_CHECKING, Final, get_args
 
 import anyio
 
-from tumorchain_agent.errors import InputError
+from tumorchain_agent.errors import InputError, TumorChainError
 from tumorchain_agent.mcp_server.workbench import Workbench
 from tumorchain_agent.model.chat import chat_model_from
 from tumorchain_agent.records import EvidenceKind
 from tumorchain_agent.settings import Settings
+from tumorchain_agent.tools.quantity_questions import parse_question
 from tumorchain_agent.training.evaluation.masks import KnownFacts
-from tumorchain_agent.training.evaluation.subjects import Said, open_agent
+from tumorchain_agent.training.evaluation.prompts import read_prompt
+from tumorchain_agent.training.evaluation.subjects import UNANSWERED, Said, measure, open_agent
 
 if TYPE_CHECKING:
     from langchain_core.language_models import BaseChatModel
@@ -37,7 +39,15 @@ class BlockingAgent:
         self._loaded = cache(self._load)
 
     def answer(self, prompt: str, scan: Path, image: str) -> Said:
-        """One answer; a failure is an unanswered one."""
+        """One answer; a failure is an unanswered one. What is measured needs neither server nor LLM."""
+        asked = read_prompt(prompt)
+        try:
+            if parse_question(asked.question) is not None:
+                said = measure(self._facts, asked, scan, image)
+                if said.how == "measured":
+                    return said
+        except TumorChainError as error:
+            return Said(text=UNANSWERED, how="unanswered", note=str(error))
         return anyio.run(self._answer, prompt, scan, image)
 
     def close(self) -> None:

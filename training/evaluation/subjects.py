@@ -84,6 +84,26 @@ def _letter(said: str, options: Mapping[str, str]) -> str | None:
     return fitting[0] if len(fitting) == 1 else None
 
 
+def measure(known: KnownFacts, asked: Asked, scan: Path, image: str) -> Said:
+    """The measured answer, or an unanswered one with the reason. Raises TumorChainError for a scan or mask."""
+    query = parse_question(asked.question)
+    try:
+        if query is None:
+            raise NotMeasured("the question asks for no measurement")
+        measured = answer(query, known.of(scan, image))
+        text = letter(measured, asked.options) if asked.form == "letter" else _worded(asked, measured)
+        if text is None:
+            raise NotMeasured(f"no single choice says it ({measured.text})")
+    except NotMeasured as reason:
+        return Said(text=UNANSWERED, how="unanswered", note=str(reason))
+    raw = " ".join([measured.text, *(f"{limit}." for limit in measured.limits)])
+    return Said(text=text, how="measured", raw=raw, sources=measured.sources)
+
+
+def _worded(asked: Asked, measured: Measured) -> str:
+    return free_text(measured, yes_no=asked.form == "yes_no")
+
+
 class AgentSubject:
     """Measurements where the question asks for one and the masks tell it, in every evidence mode; else the graph."""
 
@@ -104,7 +124,7 @@ class AgentSubject:
         asked, started, note = read_prompt(prompt), time.perf_counter(), ""
         try:
             if parse_question(asked.question) is not None:
-                said = await to_thread.run_sync(self._measure, asked, scan, image)
+                said = await to_thread.run_sync(measure, self._known, asked, scan, image)
                 if said.how == "measured":
                     return said.model_copy(update={"seconds": time.perf_counter() - started})
                 note = said.note
@@ -114,25 +134,6 @@ class AgentSubject:
             said = Said(text=UNANSWERED, how="unanswered", note=str(error))
         told = "; ".join(filter(None, (note, said.note)))
         return said.model_copy(update={"seconds": time.perf_counter() - started, "note": told})
-
-    def _measure(self, asked: Asked, scan: Path, image: str) -> Said:
-        query = parse_question(asked.question)
-        try:
-            if query is None:
-                raise NotMeasured("the question asks for no measurement")
-            measured = answer(query, self._known.of(scan, image))
-            text = (
-                letter(measured, asked.options) if asked.form == "letter" else self._worded(asked, measured)
-            )
-            if text is None:
-                raise NotMeasured(f"no single choice says it ({measured.text})")
-        except NotMeasured as reason:
-            return Said(text=UNANSWERED, how="unanswered", note=str(reason))
-        raw = " ".join([measured.text, *(f"{limit}." for limit in measured.limits)])
-        return Said(text=text, how="measured", raw=raw, sources=measured.sources)
-
-    def _worded(self, asked: Asked, measured: Measured) -> str:
-        return free_text(measured, yes_no=asked.form == "yes_no")
 
     async def _reason(self, asked: Asked, scan: Path, image: str) -> Said:
         from tumorchain_agent.graph.run import ask
