@@ -80,8 +80,8 @@ def run(args: argparse.Namespace) -> int:
     for option in OF_PHANTOMS:
         if getattr(args, option):
             raise InputError(f"--{option.replace('_', '-')} belongs to --suite phantom: leave it out")
-    if len(args.model or ()) > 1:
-        raise InputError("--model is given more than once: only --suite phantom compares several")
+    if len(args.model or ()) > 1 and name == "chains":
+        raise InputError("--model is given more than once: chains are of nobody's model; leave it out")
     path = Path(paths[0])
     if not path.exists():
         raise InputError(f"{path} does not exist; check the path")
@@ -94,9 +94,7 @@ async def _questions(args: argparse.Namespace, name: str, path: Path) -> str:
     from tumorchain_agent.cli_ask import load_settings
     from tumorchain_agent.training.evaluation.bench import Request, evaluate
 
-    settings = load_settings(
-        model=args.model[0] if args.model else None, llm_url=args.llm_url, llm_model=args.llm_model
-    )
+    settings = load_settings(llm_url=args.llm_url, llm_model=args.llm_model)
     told = os.environ.get("TUMORCHAIN_MASKS_DIR")
     masks = args.masks_dir or (Path(told) if told else None)
     request = Request(
@@ -109,6 +107,7 @@ async def _questions(args: argparse.Namespace, name: str, path: Path) -> str:
         open_ended=args.format == "freeform",
         limit=args.limit,
         out=args.out,
+        models=tuple(args.model or ()),
     )
     with _bars() as bars:
         model = _judge_model(args)

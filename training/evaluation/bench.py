@@ -51,6 +51,8 @@ class Request:
     open_ended: bool = False
     limit: int | None = None
     out: Path | None = None
+    models: tuple[Path, ...] = ()
+    """Checkpoints to compare, a column each; none: the one of the settings."""
 
 
 @dataclass(frozen=True)
@@ -115,6 +117,11 @@ def _chains(items: list[Item], lines: dict[str, list[Line]]) -> list[ChainPair]:
 
 
 def _check_readable(items: list[Item], request: Request) -> None:
+    names = [model.name for model in request.models]
+    if len(set(names)) < len(names):
+        raise InputError(
+            f"two checkpoints are called {names[-1]}: name their folders differently, to tell them apart"
+        )
     if request.who != "direct" and any(item.scan.name.endswith(".npy") for item in items):
         raise InputError(
             f"{items[0].scan.name} is a .npy model volume: it has no spacing and no HU, so organs can't be segmented "
@@ -132,14 +139,16 @@ async def _subjects(
     found: list[Subject] = []
     async with AsyncExitStack() as stack:
         if request.who != "direct":
-            bench = stack.enter_context(closing(Workbench(settings)))
-            facts = KnownFacts(bench, request.masks, given)
-            found.append(await stack.enter_async_context(open_agent(settings, request.evidence, facts)))
+            for model in request.models or (settings.model,):
+                own = settings.model_copy(update={"model": model})
+                bench = stack.enter_context(closing(Workbench(own)))
+                facts = KnownFacts(bench, request.masks, given)
+                found.append(await stack.enter_async_context(open_agent(own, request.evidence, facts)))
         if request.who != "agent":
             if settings.llm_url is None:
                 raise InputError("a baseline is a vision LLM behind an address: pass --llm-url too")
-            model = chat_model_from(settings, evidence="images")
-            found.append(DirectSubject(model, f"{settings.llm_model or 'LLM'} (slices)"))
+            chat_model = chat_model_from(settings, evidence="images")
+            found.append(DirectSubject(chat_model, f"{settings.llm_model or 'LLM'} (slices)"))
         yield found
 
 

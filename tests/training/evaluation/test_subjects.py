@@ -12,6 +12,7 @@ import pytest
 from tests.conftest import WriteNifti, torso, torso_grid
 from tests.training.evaluation.endpoint import MODEL, pictures_of, scripted, text_of
 from tumorchain_agent.cli import main
+from tumorchain_agent.model.checkpoint import NANO_DIR
 
 VOLUME, GALL, SHAPE = (
     "What is the volume of the spleen?",
@@ -128,3 +129,18 @@ def test_open_answers_are_compared_by_a_judge_behind_an_address(
     whole = {cell["row"]: cell["rate"]["value"] for cell in scores["cells"] if cell["group"] == "subtask"}
     assert whole["kind 3"] == 1.0
     assert whole["kind 1"] == pytest.approx(1.0, abs=0.001)
+
+
+def test_checkpoints_are_compared_in_columns_of_one_table(
+    folders: tuple[Path, Path, float], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    data, masks, _ = folders
+    models = [tmp_path / name for name in ("alpha-0", "alpha-1")]
+    for model in models:
+        model.symlink_to(NANO_DIR)
+    command = ["evaluate", "--suite", "deeptumorvqa", str(data), "--masks-dir", str(masks), "--limit", "1"]
+    named = [word for model in models for word in ("--model", str(model))]
+    assert main([*command, *named]) == 0
+    assert "| | n | agent (alpha-0, tokens) | agent (alpha-1, tokens) |" in capsys.readouterr().out
+    assert main([*command, "--model", str(models[0]), "--model", str(tmp_path / "x" / "alpha-0")]) == 2
+    assert "two checkpoints are called alpha-0" in capsys.readouterr().err
