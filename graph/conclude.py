@@ -13,6 +13,7 @@ import tumorchain_agent
 from tumorchain_agent.graph.claims import absent_described, make_claims
 from tumorchain_agent.graph.examine import absent_notice
 from tumorchain_agent.graph.llm import llm_name
+from tumorchain_agent.graph.measured import contradictions, measured_claim
 from tumorchain_agent.graph.state import (
     IIRConfig,
     IIRState,
@@ -40,22 +41,28 @@ from tumorchain_agent.tools.tnm import parse_tnm, primary_organ
 
 
 def build_answer(state: IIRState, config: IIRConfig, chat_model: BaseChatModel) -> Answer:
-    """Conclusion (the last round's text as it stands), TNM, claims, notices, usage, timings, versions."""
+    """Conclusion (the last round's text as it stands, after what the question wants measured), TNM, claims, notices,
+    usage, timings, versions."""
     rounds, evidence, segmentation = rounds_of(state), evidence_of(state), segmentation_of(state)
     global_tokens = global_tokens_of(state)
-    conclusion = rounds[-1].text.strip()
-    absent = absent_organs(conclusion, evidence, segmentation)
-    tnm = read_tnm(state["question"], conclusion)
-    notices = [*notices_of(state), *_late_notices(conclusion, absent, tnm, evidence, segmentation)]
+    text = rounds[-1].text.strip()
+    absent = absent_organs(text, evidence, segmentation)
+    tnm = read_tnm(state["question"], text)
+    measured, told = measured_claim(state["question"], evidence)
+    notices = [*notices_of(state), *_late_notices(text, absent, tnm, evidence, segmentation), *told]
+    notices += contradictions(state["question"], text, evidence)
     spans = state.get("spans", [])
     return Answer(
         question=state["question"],
         scan=scan_of(state),
         segmentation=segmentation,
         evidence_kind=config.evidence,
-        conclusion=conclusion,
+        conclusion=f"{measured.sentence}\n{text}" if measured else text,
         tnm=tnm,
-        claims=make_claims(conclusion, evidence, global_tokens.uri if global_tokens else None),
+        claims=(
+            *((measured,) if measured else ()),
+            *make_claims(text, evidence, global_tokens.uri if global_tokens else None),
+        ),
         rounds=tuple(rounds),
         organs_examined=tuple(organ for organ, found in evidence.items() if found.present),
         organs_absent=absent,

@@ -20,6 +20,7 @@ from tumorchain_agent.graph.conclude import build_answer
 from tumorchain_agent.graph.examine import examine_organ
 from tumorchain_agent.graph.llm import generate, llm_checkpoint_id
 from tumorchain_agent.graph.matching import new_organs
+from tumorchain_agent.graph.measured import organs_to_measure
 from tumorchain_agent.graph.messages import to_messages
 from tumorchain_agent.graph.prompts import check_question, conversation, show
 from tumorchain_agent.graph.state import (
@@ -116,7 +117,7 @@ class Nodes:
             reply = await generate(
                 self.chat_model, messages, lambda text: writer(events.Token(round=index, text=text))
             )
-        texts = (reply.text,) if rounds else (state["question"], reply.text)
+        texts = (reply.text,) if rounds else _first_texts(state["question"], reply.text)
         record = Round(
             index=index,
             prompt=prompt,
@@ -139,7 +140,8 @@ class Nodes:
     async def match(self, state: IIRState) -> IIRState:
         """Λ: the last round's new organs are next, unless there are none or no round is left for them."""
         rounds = rounds_of(state)
-        texts = (state["question"], rounds[0].text) if len(rounds) == 1 else (rounds[-1].text,)
+        first = len(rounds) == 1
+        texts = _first_texts(state["question"], rounds[0].text) if first else (rounds[-1].text,)
         pending = new_organs(texts, evidence_of(state))
         if not pending:
             return {"pending": [], "stopped_because": "no new organ"}
@@ -194,6 +196,11 @@ class Nodes:
                 f"the evidence tokens are of checkpoint {tokens.checkpoint_id} and the LLM is of {served}; "
                 "start server and LLM with the same --model"
             )
+
+
+def _first_texts(question: str, reply: str) -> tuple[str, ...]:
+    """What Λ reads after round 1: T_task, R¹, and the organs that a measurement asked for needs."""
+    return question, reply, organs_to_measure(question)
 
 
 def _writer() -> StreamWriter:

@@ -58,29 +58,39 @@ def load_mask(path: Path, ct: CT) -> NDArray[np.bool_]:
 def measure_lesions(ct: CT, mask: NDArray[Any], labelmap: LabelMap | None) -> tuple[tuple[Lesion, ...], int]:
     """The largest lesions of a mask [x, y, z] on the CT's RAS+ grid, and how many there are.
 
-    Parts that touch by a corner are one lesion. Raises LabelMapError for a mask of another shape or without
-    any voxel.
+    Raises LabelMapError for a mask of another shape or without any voxel.
     """
-    from scipy import ndimage
-
-    if mask.shape != ct.shape:
-        raise LabelMapError(
-            f"the lesion mask has {format_shape(mask.shape)} voxels, the scan {format_shape(ct.shape)}; "
-            "pass a mask on the scan's grid"
-        )
-    found, count = ndimage.label(mask != 0, structure=np.ones((3, 3, 3)))
+    found, boxes = connected_parts(mask, ct, "the lesion mask")
+    count = len(boxes)
     if not count:
         raise LabelMapError(
             "the lesion mask is empty: nothing to measure, which does not mean that there is none"
         )
     sizes = np.bincount(found.ravel())[1:]
     order = np.argsort(-sizes, kind="stable")[:MAX_LESIONS] + 1
-    boxes = ndimage.find_objects(found)
     lesions = [
         _lesion(number, ct, found, int(key), boxes[key - 1], labelmap)
         for number, key in enumerate(order.tolist(), start=1)
     ]
-    return tuple(lesions), int(count)
+    return tuple(lesions), count
+
+
+def connected_parts(
+    mask: NDArray[Any], ct: CT, source: str
+) -> tuple[NDArray[np.int32], list[tuple[slice, slice, slice]]]:
+    """The parts of a mask [x, y, z] numbered from 1, and the box of each. Parts that touch by a corner are one.
+
+    Raises LabelMapError for a mask of another shape than the scan's, naming its ``source``.
+    """
+    from scipy import ndimage
+
+    if mask.shape != ct.shape:
+        raise LabelMapError(
+            f"{source} has {format_shape(mask.shape)} voxels, the scan {format_shape(ct.shape)}; "
+            "pass a mask on the scan's grid"
+        )
+    found, _ = ndimage.label(mask != 0, structure=np.ones((3, 3, 3)))
+    return found, ndimage.find_objects(found)
 
 
 def _lesion(

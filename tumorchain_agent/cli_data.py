@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     from tumorchain_agent.training.data.files import Problem
     from tumorchain_agent.training.data.summary import Summary
 
-FORMATS = ("m3d-vqa", "m3d-cap", "deeptumorvqa")
+FORMATS = ("m3d-vqa", "m3d-cap", "deeptumorvqa", "3d-rad")
 _FILE = "TumorCoT file, .jsonl or .jsonl.gz"
 
 

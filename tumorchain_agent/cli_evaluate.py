@@ -1,4 +1,4 @@
-"""``tumorchain-agent evaluate``: measure a checkpoint on phantoms of unseen seeds."""
+"""``tumorchain-agent evaluate``: measure a checkpoint on phantoms of unseen seeds, or on a benchmark of files."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ import sys
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from tumorchain_agent import cli_evaluate_suite
+from tumorchain_agent import cli_evaluate_bench, cli_evaluate_suite
 from tumorchain_agent.cli_numbers import whole
 from tumorchain_agent.errors import InputError
 
@@ -27,8 +27,11 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )
     what.add_argument(
         "--suite",
-        choices=("phantom",),
-        help="the benchmark: the paper's 12 subtasks, ablations, baselines, and whether answers rest on the image",
+        nargs="+",
+        metavar=("NAME", "PATH"),
+        help="phantom: the paper's 12 subtasks, ablations, baselines, and whether answers rest on the image; "
+        "or deeptumorvqa DIR, m3d-vqa FILE, 3d-rad FILE, tumorcot FILE: a benchmark of yours; or chains FILE: "
+        "TumorChain-Eval of reasoning",
     )
     what.add_argument(
         "--segmentation",
@@ -59,13 +62,20 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument("--json", action="store_true", help="print the result as JSON on stdout")
     cli_evaluate_suite.add_arguments(parser)
+    cli_evaluate_bench.add_arguments(parser)
 
 
 def run(args: argparse.Namespace) -> int:
     """Evaluate with a progress bar on stderr; the table or JSON goes to stdout."""
     import anyio
 
+    if args.suite and args.suite[0] in cli_evaluate_bench.SUITES:
+        return cli_evaluate_bench.run(args)
+    cli_evaluate_bench.refuse(args)
     if args.suite:
+        if args.suite != ["phantom"]:
+            known = ", ".join(("phantom", *cli_evaluate_bench.SUITES))
+            raise InputError(f"--suite {' '.join(args.suite)}: there is no such suite; name one of {known}")
         return cli_evaluate_suite.run(args)
     cli_evaluate_suite.refuse(args)
     if len(args.model or ()) > 1:

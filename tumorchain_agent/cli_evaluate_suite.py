@@ -43,9 +43,7 @@ def refuse(args: argparse.Namespace) -> None:
     """InputError for an option of --suite without it."""
     for name in OWN:
         if getattr(args, name):
-            raise InputError(
-                f"--{name.replace('_', '-')} belongs to --suite phantom: add that, or leave it out"
-            )
+            raise InputError(f"--{name.replace('_', '-')} belongs to --suite: add that, or leave it out")
 
 
 def run(args: argparse.Namespace) -> int:

@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 from typing import Final
 
 from tumorchain_agent.errors import DataError
-from tumorchain_agent.training.data import deeptumorvqa, m3d
+from tumorchain_agent.training.data import deeptumorvqa, m3d, rad3d
 from tumorchain_agent.training.data.files import Advance, Problem, write_samples
 from tumorchain_agent.training.data.record import CoTSample
 from tumorchain_agent.training.data.rows import Converted, Source
@@ -19,6 +19,7 @@ READERS: Final[dict[str, Reader]] = {
     "m3d-vqa": m3d.read_vqa,
     "m3d-cap": m3d.read_captions,
     "deeptumorvqa": deeptumorvqa.read,
+    "3d-rad": rad3d.read,
 }
 
 
