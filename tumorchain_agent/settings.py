@@ -9,6 +9,8 @@ from typing import Literal
 from pydantic import Field
 from pydantic_settings import BaseSettings, SettingsConfigDict
 
+Precision = Literal["auto", "float32", "bfloat16"]
+
 
 def _default_cache() -> Path:
     base = os.environ.get("XDG_CACHE_HOME")
@@ -38,6 +40,9 @@ class Settings(BaseSettings):
 
     device: str = "auto"
     """``auto``, ``cpu``, ``cuda``, ``cuda:1`` …"""
+
+    encoder_precision: Precision = "auto"
+    """``auto``: bfloat16 for a ViT where the processor or GPU multiplies it, else float32; nano is float32."""
 
     window_hu: float = Field(default=400.0, gt=0)
     level_hu: float = 40.0
