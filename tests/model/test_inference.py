@@ -57,6 +57,7 @@ def test_nano_encoder_is_left_as_it_is(seed: int) -> None:
     assert torch.equal(for_inference(encoder)(volume), expected)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 def test_tokens_equal_those_of_monai_with_the_same_weights(dtype: torch.dtype, seed: int) -> None:
     pytest.importorskip("monai", reason="MONAI, a peer, is not installed")
