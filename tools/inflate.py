@@ -3,12 +3,11 @@
 from __future__ import annotations
 
 import zlib
+from importlib import import_module
+from importlib.util import find_spec
 from typing import Any, Final
 
-try:
-    from isal import isal_zlib as _inflate
-except ImportError:
-    _inflate = zlib
+_inflate: Any = import_module("isal.isal_zlib") if find_spec("isal") else zlib
 
 DAMAGED: Final[tuple[type[Exception], ...]] = (zlib.error, _inflate.error)
 """What a damaged stream raises."""

@@ -20,6 +20,8 @@ SUFFIXES = (".nii", ".nii.gz")
 _HEADER_BYTES = 540
 _CHUNK = 1 << 20
 _GZIP_MAGIC = b"\x1f\x8b"
+_BROKEN: tuple[type[Exception], ...] = (EOFError, gzip.BadGzipFile, *DAMAGED)
+_BROKEN_OR_UNREADABLE: tuple[type[Exception], ...] = (*_BROKEN, OSError)
 _DEFLATE_MAX_RATIO = 1100
 """Deflate can't shrink by more than about 1032:1, so a smaller file can't hold what its header claims."""
 
@@ -51,7 +53,7 @@ def _first_bytes(path: Path, error: type[InputError]) -> bytes:
             raise error(f"{path.name} {state} gzip-compressed, unlike its name says; rename it to {right}")
         with gzip.open(path, "rb") if gzipped else path.open("rb") as stream:
             return stream.read(_HEADER_BYTES)
-    except (EOFError, *DAMAGED, gzip.BadGzipFile) as cause:
+    except _BROKEN as cause:
         raise error(f"{path.name} is cut off or damaged; copy or export it again", "cut_off") from cause
     except OSError as cause:
         raise error(f"{path.name} can't be read ({cause.strerror}); check its permissions") from cause
@@ -148,7 +150,7 @@ def _load(
         values = _read_values(path, int(proxy.offset), volume, shape[:3], proxy.dtype)
     except (nibabel.spatialimages.HeaderDataError, nibabel.filebasedimages.ImageFileError) as cause:
         raise error(f"{path.name} has a damaged header ({cause}); export it again") from cause
-    except (EOFError, *DAMAGED, OSError) as cause:
+    except _BROKEN_OR_UNREADABLE as cause:
         raise error(f"{path.name} is cut off or damaged; copy or export it again", "cut_off") from cause
     notices = _grid_notices(path.name, header, affine)
     return StoredVolume(values, affine, float(proxy.slope), float(proxy.inter), notices)

@@ -41,6 +41,7 @@ class Command:
 
 COMMANDS: dict[str, Command] = {
     "ask": Command("tumorchain_agent.cli_ask", "ask a question of a CT and write a traced report"),
+    "batch": Command("tumorchain_agent.cli_batch", "ask of many scans, on one machine or a Ray cluster"),
     "mcp": Command("tumorchain_agent.cli_mcp", "serve the tools to an MCP client over stdio"),
     "phantom": Command("tumorchain_agent.cli_phantom", "make a phantom CT with its label map and its truth"),
     "data": Command("tumorchain_agent.cli_data", "check, split, convert and make training data"),
