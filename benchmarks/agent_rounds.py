@@ -64,7 +64,7 @@ async def rounds_alone(folder: Path, rounds: int, questions: int) -> list[float]
                 began = time.perf_counter()
                 answer = await ask(
                     CTTools(client), model, str(patient / "ct.nii.gz"), f"Is there a tumor? ({number})",
-                    masks=str(patient / "labels.nii.gz"), checkpoint_db=folder / "threads.sqlite",
+                    masks=str(patient / "labels.nii.gz"), checkpoint_db=folder / "threads.sqlite", fresh=True,
                 )  # fmt: skip
                 took = time.perf_counter() - began
                 spent = sum(answer.timings_s.get(phase, 0.0) for phase in ("encode", "segment"))
