@@ -2,6 +2,7 @@
 # make test   set up what is missing, then run the tests (ARGS="-k tnm")
 # make lint   set up what is missing, then ruff and mypy
 # make generate  write the trace schema and the generated parts of README.md
+# make bench  set up what is missing, then every benchmark (ARGS="load encoder")
 # make setup  set up only (setup-tests: with what only the tests need)
 
 SCAN ?= tumorchain_agent/assets/phantom_ct.nii.gz
@@ -15,7 +16,7 @@ RUN := $(VENV)/bin/python
 export SCAN Q VENV
 
 .DEFAULT_GOAL := ask
-.PHONY: ask test lint generate setup setup-tests
+.PHONY: ask test lint generate bench setup setup-tests
 
 ask: setup
 	@$(RUN) -m tumorchain_agent.cli ask "$$SCAN" "$$Q" $(ARGS)
@@ -33,6 +34,9 @@ ifeq ($(strip $(PYTHON)),)
 else
 	@$(PYTHON) scripts/setup_env.py --venv "$$VENV" $(if $(filter setup-tests,$@),--tests)
 endif
+
+bench: setup-tests
+	$(RUN) benchmarks $(ARGS)
 
 generate: setup
 	@$(RUN) scripts/generate.py

@@ -22,7 +22,7 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from phantoms import machine
+from bench import machine
 from torch.nn import functional as F
 
 from tumorchain_agent.model.template import IGNORED_LABEL

@@ -7,8 +7,6 @@ painted into a pool, then patients drawn from it with all their targets).
 from __future__ import annotations
 
 import argparse
-import os
-import platform
 import resource
 import tempfile
 import time
@@ -18,27 +16,15 @@ from itertools import repeat
 from pathlib import Path
 
 import numpy as np
+from bench import machine
 
 from tumorchain_agent.training.phantom.export import write_cohort
 from tumorchain_agent.training.phantom.volume import Pool, make_pool
 from tumorchain_agent.training.targets import PhantomStream, case_targets
-from tumorchain_agent.training.workers import cores, worker_pool
+from tumorchain_agent.training.workers import worker_pool
 
 WANTED = 5.0
 """Patients a second, on 2 cores."""
-
-
-def machine() -> str:
-    """Processor, cores, how busy, versions."""
-    name = platform.processor() or platform.machine()
-    info = Path("/proc/cpuinfo")
-    if info.exists():
-        names = [
-            line.split(":", 1)[1].strip() for line in info.read_text().splitlines() if "model name" in line
-        ]
-        name = names[0] if names else name
-    load = f"load {os.getloadavg()[0]:.1f}" if hasattr(os, "getloadavg") else "load unknown"
-    return f"{name}, {cores()} cores, {load}, Python {platform.python_version()}, numpy {np.__version__}"
 
 
 @dataclass(frozen=True)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import os
 import sys
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -11,7 +12,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from phantoms import machine
+from bench import JSON_VARIABLE, machine
 
 from tumorchain_agent.model.checkpoint import NANO_DIR, read_info
 from tumorchain_agent.model.vllm_server import Served, VLLMServer, find_build, free_port
@@ -66,7 +67,10 @@ def client(url: str, cache: Path) -> Settings:
 def parser(about: str) -> argparse.ArgumentParser:
     made = argparse.ArgumentParser(description=about, formatter_class=argparse.RawDescriptionHelpFormatter)
     made.add_argument("--llm-url", help="nano behind a vLLM that runs already (default: start one)")
-    made.add_argument("--json", type=Path, metavar="FILE", help="write the result as JSON, too")
+    usual = os.environ.get(JSON_VARIABLE)
+    made.add_argument(
+        "--json", type=Path, default=usual, metavar="FILE", help="write the result as JSON, too"
+    )
     made.add_argument("--seed", type=int, default=7_600_000, help="of the first phantom")
     return made
 

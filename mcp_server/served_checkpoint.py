@@ -31,6 +31,7 @@ class ServedCheckpoint:
         self._lock = threading.Lock()
         self._info: CheckpointInfo | None = None
         self._tower: VisionTower | None = None
+        self._precision: torch.dtype | None = None
 
     @property
     def folder(self) -> Path:
@@ -60,6 +61,24 @@ class ServedCheckpoint:
     def preprocessing_key(self) -> str:
         """Content key of how scans are prepared for it."""
         return content_key(self.preprocessing.as_dict())
+
+    @property
+    def precision_key(self) -> tuple[str, ...]:
+        """What results rest on beside the weights: the encoder's type of number where it isn't float32."""
+        name = str(self.precision).removeprefix("torch.")
+        return () if name == "float32" else (name,)
+
+    @property
+    def precision(self) -> torch.dtype:
+        """What the encoder computes in; the rest of the tower is float32."""
+        from tumorchain_agent.model.checkpoint import read_vision_config
+        from tumorchain_agent.model.inference import pick_precision
+        from tumorchain_agent.model.llm import pick_device
+
+        if self._precision is None:
+            encoder, device = read_vision_config(self.folder).encoder, pick_device(self._settings.device)
+            self._precision = pick_precision(encoder, device, self._settings.encoder_precision)
+        return self._precision
 
     def zoom(self, wanted: bool | None = None) -> Zoom | None:
         """How it zooms into organs, or ``None``: as it was trained, unless ``wanted`` is false.
@@ -118,13 +137,14 @@ class ServedCheckpoint:
 
     def _loaded(self) -> VisionTower:
         from tumorchain_agent.model.checkpoint import load_vision
+        from tumorchain_agent.model.inference import for_inference
         from tumorchain_agent.model.llm import pick_device
 
         with self._lock:
             if self._tower is None:
-                self._tower = self._checked(
-                    *load_vision(self.folder, device=pick_device(self._settings.device))
-                )
+                tower = self._checked(*load_vision(self.folder, device=pick_device(self._settings.device)))
+                tower.encoder = for_inference(tower.encoder, self.precision)
+                self._tower = tower
             return self._tower
 
     def _trained(self, info: CheckpointInfo) -> CheckpointInfo:

@@ -127,7 +127,8 @@ class Vision:
         return self._zoomed(scan_id, segmentation_id, organ, zoom, job)[0]
 
     def _key(self, scan_id: str, *more: str) -> tuple[str, ...]:
-        return (scan_id, self._served.checkpoint_id, self._served.preprocessing_key, *more)
+        served = self._served
+        return (scan_id, served.checkpoint_id, served.preprocessing_key, *served.precision_key, *more)
 
     def _vision_tokens(self, scan_id: str, job: Job) -> torch.Tensor:
         """τ_v [2048, C]."""

@@ -189,7 +189,7 @@ def read_info(folder: Path | str) -> CheckpointInfo:
             f"use tumorchain-agent {info.written_by} or train again"
         )
     llm_width = read_json(folder / "config.json").get("hidden_size")
-    _check_widths(_vision_config(folder).hidden_size, llm_width, folder)
+    _check_widths(read_vision_config(folder).hidden_size, llm_width, folder)
     return info
 
 
@@ -206,7 +206,7 @@ def read_configs(folder: Path | str) -> tuple[Qwen2Config, VisionConfig]:
     from transformers import Qwen2Config
 
     folder = Path(folder)
-    return Qwen2Config.from_dict(read_json(folder / "config.json")), _vision_config(folder)
+    return Qwen2Config.from_dict(read_json(folder / "config.json")), read_vision_config(folder)
 
 
 def load_vision(
@@ -220,7 +220,7 @@ def load_vision(
     folder = Path(folder)
     info = read_info(folder)
     _check_content(folder, VISION_WEIGHTS, info)
-    tower = _vision_config(folder).build()
+    tower = read_vision_config(folder).build()
     try:
         tower.load_state_dict(load_file(folder / VISION_WEIGHTS), strict=True)
     except RuntimeError as error:
@@ -309,7 +309,8 @@ def read_json(path: Path) -> dict[str, Any]:
     return data
 
 
-def _vision_config(folder: Path) -> VisionConfig:
+def read_vision_config(folder: Path) -> VisionConfig:
+    """The sizes of encoder, projector and Cls. Raises CheckpointError for a damaged file."""
     try:
         return VisionConfig.model_validate(read_json(folder / VISION_CONFIG))
     except ValidationError as error:

@@ -18,7 +18,7 @@ class VisionTower(nn.Module):
         super().__init__()
         width, hidden = config.encoder.width, config.hidden_size
         self.config = config
-        self.encoder = config.encoder.build()
+        self.encoder: nn.Module = config.encoder.build()
         self.projector = nn.Sequential(nn.Linear(width, hidden), nn.ReLU(), nn.Linear(hidden, hidden))
         self.cls = nn.Linear(width, 2)
 

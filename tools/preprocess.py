@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass
 from typing import Any
 
@@ -16,6 +17,8 @@ from tumorchain_agent.tools.scan import CT
 
 _COARSE_MM = 3.0
 """The body is searched on a grid of about this spacing."""
+_THREADS = 2
+"""That average slabs: each holds one, and more would wait for memory."""
 
 
 @dataclass(frozen=True)
@@ -106,7 +109,7 @@ class _Part:
 
 
 def preprocess(ct: CT, config: Preprocessing | None = None) -> ModelVolume:
-    """Window, crop to the body, pad and resize a CT; deterministic, about one slab beyond the CT in memory.
+    """Window, crop to the body, pad and resize a CT; deterministic, about two slabs beyond the CT in memory.
 
     HU are clipped to the window first and averaged then, so that metal and air don't bleed into their
     surroundings. Each model voxel is the mean over the box that it covers, and linear interpolation where the
@@ -195,9 +198,13 @@ def _model_affine(low: NDArray[np.float64], high: NDArray[np.float64], shape: tu
 
 
 def _to_unit(slab: NDArray[np.float32], range_hu: tuple[float, float]) -> NDArray[np.float32]:
-    unit = np.clip(slab, np.float32(range_hu[0]), np.float32(range_hu[1]))
-    unit -= np.float32(range_hu[0])
-    unit /= np.float32(range_hu[1] - range_hu[0])
+    """[k, y, x] → a new array in [0, 1], slice by slice, so that each stays in the processor's cache."""
+    low, high, width = (np.float32(value) for value in (*range_hu, range_hu[1] - range_hu[0]))
+    unit = np.empty(slab.shape, np.float32)
+    for source, target in zip(slab, unit, strict=True):
+        np.clip(source, low, high, out=target)
+        target -= low
+        target /= width
     return unit
 
 
@@ -223,7 +230,7 @@ def _oblique_source(
     sizes = np.maximum(1, np.ceil((high - low) / step - 1e-6)).astype(int)
     count = (int(sizes[0]), int(sizes[1]), int(sizes[2]))
     first = (low + high) / 2 - (sizes - 1) / 2 * step
-    unit = _to_unit(part.hu, range_hu)
+    unit = _to_unit(part.hu.T, range_hu).T
     to_scan = np.asarray(np.linalg.inv(part.affine), np.float64)
     matrix = to_scan[:3, :3] * step
 
@@ -249,13 +256,17 @@ def _average(
     )
     rows, columns = along_y[::-1], along_x[::-1].T
     volume = np.zeros(shape, np.float32)
-    for index, weights in enumerate(along_z):
-        used = np.flatnonzero(weights)
+
+    def fill(index: int) -> None:
+        used = np.flatnonzero(along_z[index])
         if used.size:
             start, stop = int(used[0]), int(used[-1]) + 1
             slab = source.read(start, stop)
-            plane = np.tensordot(weights[start:stop], slab, axes=1)
+            plane = np.tensordot(along_z[index, start:stop], slab, axes=1)
             volume[index] = rows @ (plane @ columns)
+
+    with ThreadPoolExecutor(_THREADS) as threads:
+        list(threads.map(fill, range(depth)))
     return np.clip(volume, 0.0, 1.0, out=volume)
 
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import gzip
-import zlib
 from collections.abc import Iterator
 from importlib import import_module
 from pathlib import Path
@@ -15,13 +14,14 @@ from numpy.typing import NDArray
 from tumorchain_agent.errors import InputError, ScanError
 from tumorchain_agent.records import Notice
 from tumorchain_agent.tools.grid import Affine, StoredVolume, format_shape, spacing
+from tumorchain_agent.tools.inflate import DAMAGED, unpacker
 
 SUFFIXES = (".nii", ".nii.gz")
 _HEADER_BYTES = 540
 _CHUNK = 1 << 20
-_GZIP = 31
-"""zlib's name for a gzip stream."""
 _GZIP_MAGIC = b"\x1f\x8b"
+_BROKEN: tuple[type[Exception], ...] = (EOFError, gzip.BadGzipFile, *DAMAGED)
+_BROKEN_OR_UNREADABLE: tuple[type[Exception], ...] = (*_BROKEN, OSError)
 _DEFLATE_MAX_RATIO = 1100
 """Deflate can't shrink by more than about 1032:1, so a smaller file can't hold what its header claims."""
 
@@ -53,7 +53,7 @@ def _first_bytes(path: Path, error: type[InputError]) -> bytes:
             raise error(f"{path.name} {state} gzip-compressed, unlike its name says; rename it to {right}")
         with gzip.open(path, "rb") if gzipped else path.open("rb") as stream:
             return stream.read(_HEADER_BYTES)
-    except (EOFError, zlib.error, gzip.BadGzipFile) as cause:
+    except _BROKEN as cause:
         raise error(f"{path.name} is cut off or damaged; copy or export it again", "cut_off") from cause
     except OSError as cause:
         raise error(f"{path.name} can't be read ({cause.strerror}); check its permissions") from cause
@@ -150,7 +150,7 @@ def _load(
         values = _read_values(path, int(proxy.offset), volume, shape[:3], proxy.dtype)
     except (nibabel.spatialimages.HeaderDataError, nibabel.filebasedimages.ImageFileError) as cause:
         raise error(f"{path.name} has a damaged header ({cause}); export it again") from cause
-    except (EOFError, zlib.error, OSError) as cause:
+    except _BROKEN_OR_UNREADABLE as cause:
         raise error(f"{path.name} is cut off or damaged; copy or export it again", "cut_off") from cause
     notices = _grid_notices(path.name, header, affine)
     return StoredVolume(values, affine, float(proxy.slope), float(proxy.inter), notices)
@@ -179,12 +179,12 @@ def _chunks(path: Path) -> Iterator[bytes]:
         if not path.name.lower().endswith(".gz"):
             yield from iter(lambda: file.read(_CHUNK), b"")
             return
-        unpack, rest = zlib.decompressobj(_GZIP), b""
+        unpack, rest = unpacker(), b""
         while data := rest or file.read(_CHUNK):
             if unpack.eof:
                 if not data.startswith(_GZIP_MAGIC):
                     return
-                unpack = zlib.decompressobj(_GZIP)
+                unpack = unpacker()
             yield unpack.decompress(data, 8 * _CHUNK)
             rest = unpack.unused_data if unpack.eof else unpack.unconsumed_tail
         yield unpack.flush()

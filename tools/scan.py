@@ -4,8 +4,11 @@ from __future__ import annotations
 
 import difflib
 import hashlib
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
+from types import TracebackType
 from typing import Any, Literal
 
 import numpy as np
@@ -128,13 +131,14 @@ def _kind(path: Path) -> Literal["nifti", "zip", "folder"]:
 
 def _build(stored: StoredVolume, name: str, source: Literal["nifti", "dicom"]) -> CT:
     values, affine, axcodes = grid.reorient_to_ras(stored.values, stored.affine)
-    hu = _to_hu(values, stored.slope, stored.intercept)
-    low, high = _checked_range(hu, name)
+    with _ScanId(values.shape, affine) as scan_id:
+        hu, found = _to_hu(values, stored.slope, stored.intercept, scan_id.add)
+    low, high = _checked_range(hu, found, name)
     padding = _replace_padding(hu, low)
     low = low if padding is None else float(hu.min())
-    notices = (*stored.notices, *_content_notices(hu, name), *_spacing_notices(affine, name))
+    notices = (*stored.notices, *_content_notices(found, hu.size, name), *_spacing_notices(affine, name))
     info = ScanInfo(
-        scan_id=_scan_id(hu, affine),
+        scan_id=scan_id.text if padding is None else _scan_id(hu, affine),
         file_name=name,
         source_format=source,
         shape=(int(hu.shape[0]), int(hu.shape[1]), int(hu.shape[2])),
@@ -153,22 +157,42 @@ def _slabs(depth: int) -> list[slice]:
     return [slice(start, min(start + _SLAB, depth)) for start in range(0, depth, _SLAB)]
 
 
-def _to_hu(values: NDArray[Any], slope: float, intercept: float) -> NDArray[np.float32]:
-    """values · slope + intercept as float32, scaled in float64 slab by slab, x fastest in memory."""
+@dataclass(frozen=True)
+class _Found:
+    """What one look at the voxels told; NaN in ``low`` or ``high`` when there is NaN."""
+
+    low: float
+    high: float
+    dark: int
+    """Voxels below fat; fill outside the field of view is among them, before and after it is replaced."""
+
+
+def _to_hu(
+    values: NDArray[Any], slope: float, intercept: float, on_slab: Callable[[NDArray[np.float32]], None]
+) -> tuple[NDArray[np.float32], _Found]:
+    """values · slope + intercept as float32, x fastest in memory; what is in them, while they are at hand.
+
+    Scaled in float64, slab by slab; ``on_slab`` gets each finished one [k, y, x], in order.
+    """
     hu = np.empty(values.shape, np.float32, order="F")
     scaled = slope != 1.0 or intercept != 0.0
+    lows, highs, dark = [], [], 0
     with np.errstate(over="ignore", invalid="ignore"):
         for part in _slabs(values.shape[2]):
-            slab = values[:, :, part]
-            hu[:, :, part] = slab.astype(np.float64) * slope + intercept if scaled else slab
-    hu += 0.0
-    return hu
+            slab, stored = hu[:, :, part], values[:, :, part]
+            slab[...] = stored.astype(np.float64) * slope + intercept if scaled else stored
+            if stored.dtype.kind == "f" or scaled:
+                slab += 0.0
+            on_slab(slab.T)
+            lows.append(slab.min())
+            highs.append(slab.max())
+            dark += int(np.count_nonzero(slab < _FAT_BELOW_HU))
+    return hu, _Found(float(np.min(lows)), float(np.max(highs)), dark)
 
 
-def _checked_range(hu: NDArray[np.float32], name: str) -> tuple[float, float]:
+def _checked_range(hu: NDArray[np.float32], found: _Found, name: str) -> tuple[float, float]:
     """Smallest and largest HU of a volume that has something in it."""
-    with np.errstate(invalid="ignore"):
-        low, high = float(hu.min()), float(hu.max())
+    low, high = found.low, found.high
     if not np.isfinite([low, high]).all():
         count = sum(int(np.count_nonzero(~np.isfinite(hu[:, :, part]))) for part in _slabs(hu.shape[2]))
         raise ScanError(
@@ -198,9 +222,8 @@ def _replace_padding(hu: NDArray[np.float32], low: float) -> float | None:
     return low
 
 
-def _content_notices(hu: NDArray[np.float32], name: str) -> tuple[Notice, ...]:
-    count = sum(int(np.count_nonzero(hu[:, :, part] < _FAT_BELOW_HU)) for part in _slabs(hu.shape[2]))
-    if count >= _MR_SHARE * hu.size:
+def _content_notices(found: _Found, voxels: int, name: str) -> tuple[Notice, ...]:
+    if found.dark >= _MR_SHARE * voxels:
         return ()
     text = (
         f"{name} has neither fat nor air below {_FAT_BELOW_HU:g} HU: it looks like MR, or like a CT stored "
@@ -218,15 +241,39 @@ def _spacing_notices(affine: Affine, name: str) -> tuple[Notice, ...]:
 
 
 def _scan_id(hu: NDArray[np.float32], affine: Affine) -> str:
-    """24 hex digits of SHA-256 over shape, rounded affine and voxels.
+    with _ScanId(hu.shape, affine) as scan_id:
+        for part in _slabs(hu.shape[2]):
+            scan_id.add(hu[:, :, part].T)
+    return scan_id.text
+
+
+class _ScanId:
+    """24 hex digits of SHA-256 over shape, rounded affine and voxels, hashed beside the caller's work.
 
     The affine is rounded (0.001 mm in the axes, 0.01 mm in the origin) because NIfTI keeps it in float32; the
     offset keeps decimal and binary fractions, which headers hold, away from the rounding edge.
     """
-    steps = np.array([1e-3, 1e-3, 1e-3, 1e-2])
-    rounded = np.floor(affine[:3] / steps + 0.5 + 0.31830989).astype(np.int64)
-    digest = hashlib.sha256(b"tumorchain-scan-1")
-    digest.update(np.array(hu.shape, np.int64).tobytes() + rounded.tobytes())
-    for part in _slabs(hu.shape[2]):
-        digest.update(np.ascontiguousarray(hu[:, :, part].T).data)
-    return digest.hexdigest()[:24]
+
+    def __init__(self, shape: tuple[int, ...], affine: Affine) -> None:
+        steps = np.array([1e-3, 1e-3, 1e-3, 1e-2])
+        rounded = np.floor(affine[:3] / steps + 0.5 + 0.31830989).astype(np.int64)
+        self._digest = hashlib.sha256(b"tumorchain-scan-1")
+        self._digest.update(np.array(shape, np.int64).tobytes() + rounded.tobytes())
+        self._beside = ThreadPoolExecutor(1)
+
+    def __enter__(self) -> _ScanId:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self._beside.shutdown()
+
+    def add(self, slab: NDArray[np.float32]) -> None:
+        """The next slab [k, y, x]; it mustn't change before the block ends."""
+        self._beside.submit(self._digest.update, np.ascontiguousarray(slab).data)
+
+    @property
+    def text(self) -> str:
+        """The id, once the block has ended."""
+        return self._digest.hexdigest()[:24]

@@ -43,6 +43,7 @@ class Command:
 
 COMMANDS: dict[str, Command] = {
     "ask": Command("tumorchain_agent.cli_ask", "ask a question of a CT and write a traced report"),
+    "batch": Command("tumorchain_agent.cli_batch", "ask of many scans, on one machine or a Ray cluster"),
     "serve": Command(
         "tumorchain_agent.cli_serve",
         "serve a checkpoint's LLM with vLLM; its options after --",

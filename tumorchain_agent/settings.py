@@ -9,6 +9,8 @@ from typing import Annotated, Any, Literal
 from pydantic import BeforeValidator, Field, SecretStr
 from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict
 
+Precision = Literal["auto", "float32", "bfloat16"]
+
 
 def _default_cache() -> Path:
     base = os.environ.get("XDG_CACHE_HOME")
@@ -42,6 +44,9 @@ class Settings(BaseSettings):
 
     device: str = "auto"
     """``auto``, ``cpu``, ``cuda``, ``cuda:1`` …"""
+
+    encoder_precision: Precision = "auto"
+    """``auto``: bfloat16 for a ViT where the processor or GPU multiplies it, else float32; nano is float32."""
 
     window_hu: float = Field(default=400.0, gt=0)
     level_hu: float = 40.0

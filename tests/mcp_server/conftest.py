@@ -99,7 +99,13 @@ def checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture
 def settings(tmp_path: Path, checkpoint: Path) -> Settings:
-    return Settings(cache_dir=tmp_path / "cache", model=checkpoint, device="cpu", segmentation="nano")
+    return Settings(
+        cache_dir=tmp_path / "cache",
+        model=checkpoint,
+        device="cpu",
+        segmentation="nano",
+        encoder_precision="float32",
+    )
 
 
 @pytest.fixture

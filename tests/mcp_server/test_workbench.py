@@ -324,3 +324,13 @@ def _retrain(folder: Path) -> None:
     save_checkpoint(
         folder, llm, vision, tokenizer, size="nano", preprocessing=info.preprocessing, provenance={}
     )
+
+
+def test_tokens_of_another_precision_are_not_taken_for_these(settings: Settings, files: Files) -> None:
+    exact, rough = (
+        settings.model_copy(update={"encoder_precision": name}) for name in ("float32", "bfloat16")
+    )
+    for each in (exact, rough, exact, rough):
+        with Workbench(each) as bench:
+            bench.encode_scan(bench.open_scan(str(files.scan)).scan_id)
+    assert done(settings).count("encode") == 2
