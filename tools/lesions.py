@@ -90,7 +90,8 @@ def connected_parts(
             "pass a mask on the scan's grid"
         )
     found, _ = ndimage.label(mask != 0, structure=np.ones((3, 3, 3)))
-    return found, ndimage.find_objects(found)
+    boxes: list[Any] = ndimage.find_objects(found)
+    return np.asarray(found, np.int32), boxes
 
 
 def _lesion(
