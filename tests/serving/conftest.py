@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ctypes
 import os
 import signal
 import subprocess
@@ -35,7 +36,13 @@ from tumorchain_agent.training.phantom.volume import generate_nano
 
 ROOT = Path(__file__).resolve().parents[2]
 START_S = 420.0
+PR_SET_PDEATHSIG = 1
 TUMOR_SEED = 7_400_001
+
+
+def _end_with_the_tests() -> None:
+    """The kernel sends SIGTERM when pytest's main thread ends, however it ends."""
+    ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGTERM)
 
 
 class RunningServer:
@@ -70,7 +77,11 @@ class RunningServer:
         words = ["serve", "--port", str(self.port), "--log", str(self.log)]
         with (self.folder / "stdout").open("wb") as out, (self.folder / "stderr").open("wb") as err:
             self._process = subprocess.Popen(
-                [sys.executable, "-m", "tumorchain_agent.cli", *words], cwd=ROOT, stdout=out, stderr=err
+                [sys.executable, "-m", "tumorchain_agent.cli", *words],
+                cwd=ROOT,
+                stdout=out,
+                stderr=err,
+                preexec_fn=_end_with_the_tests,
             )
 
     def wait_ready(self) -> None:
