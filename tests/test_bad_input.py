@@ -253,7 +253,7 @@ CASES: dict[Callable[[Desk], None], str] = {
     checkpoint_cut_short: "copy the folder again",
     checkpoint_of_a_later_version: "version",
     llm_name_without_address: "--llm-url",
-    llm_of_nobody: "check that the server runs and --llm-url is right",
+    llm_of_nobody: "check that the server runs, and has started, and --llm-url is right",
     llm_at_no_address: "use e.g. http://localhost:8000/v1",
     unknown_flag: "--mask",
     zero_rounds: "--max-rounds",

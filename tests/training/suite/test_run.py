@@ -89,7 +89,7 @@ def test_the_command_writes_what_it_prints(tmp_path: Path, capsys: pytest.Captur
         (["--suite", "phantom", "--ablate", "--no-cot"], "leave out --no-iir and --no-cot"),
         (["--suite", "phantom", "--model", "nowhere"], "no TumorChain checkpoint"),
         (["--suite", "phantom", "--model", "NANO", "--model", "NANO"], "name each model once"),
-        (["--suite", "lung"], "invalid choice"),
+        (["--suite", "lung"], "there is no such suite; name one of phantom, deeptumorvqa"),
         (["--suite", "phantom", "--seed", "1000000"], "begin at that or later"),
         (["--suite", "phantom", "--out", "FULL"], "holds other files"),
     ],
