@@ -15,6 +15,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from tumorchain_agent.errors import ScanError
+from tumorchain_agent.tools.dicom_elements import elements_fit
 from tumorchain_agent.tools.dicom_zip import MAX_FILES
 from tumorchain_agent.tools.grid import format_shape
 
@@ -126,6 +127,8 @@ def _read_header(path: Path) -> list[Slice] | str | None:
     """Slices, the kind of another DICOM object, or ``None`` for a file that isn't DICOM."""
     sitk: Any = import_module("SimpleITK")
 
+    if not elements_fit(path):
+        return _kind_without_pixels(path)
     reader = sitk.ImageFileReader()
     reader.SetImageIO("GDCMImageIO")
     reader.SetFileName(str(path))

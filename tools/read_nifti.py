@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import gzip
+import logging
+import warnings
 from collections.abc import Iterator
+from contextlib import contextmanager
 from importlib import import_module
 from pathlib import Path
 from typing import Any
@@ -39,6 +42,7 @@ def read_nifti(
     dtype = _scalar_dtype(path, header, error)
     _check_file_size(path, header, shape, dtype, error)
     _check_pixdim(path, header, error)
+    _check_offset(path, header, error)
     return _load(path, header, shape, volume or 0, error)
 
 
@@ -137,14 +141,19 @@ def _check_pixdim(path: Path, header: Any, error: type[InputError]) -> None:
         raise error(f"{path.name} has a voxel spacing of {text} mm; export it again with its real spacing")
 
 
+def _check_offset(path: Path, header: Any, error: type[InputError]) -> None:
+    offset = float(header["vox_offset"])
+    if not 0 <= offset < float("inf"):
+        raise error(f"{path.name} has a damaged header (vox_offset = {offset:g}); export it again")
+
+
 def _load(
     path: Path, header: Any, shape: tuple[int, ...], volume: int, error: type[InputError]
 ) -> StoredVolume:
     nibabel: Any = import_module("nibabel")
     try:
-        with nibabel.imageglobals.LoggingOutputSuppressor():
-            image = nibabel.load(path)
-            affine = np.asarray(image.affine, np.float64)
+        image = _opened(path, error)
+        affine = np.asarray(image.affine, np.float64)
         check_affine(path.name, affine, error)
         proxy = image.dataobj
         values = _read_values(path, int(proxy.offset), volume, shape[:3], proxy.dtype)
@@ -154,6 +163,30 @@ def _load(
         raise error(f"{path.name} is cut off or damaged; copy or export it again", "cut_off") from cause
     notices = _grid_notices(path.name, header, affine)
     return StoredVolume(values, affine, float(proxy.slope), float(proxy.inter), notices)
+
+
+def _opened(path: Path, error: type[InputError]) -> Any:
+    nibabel: Any = import_module("nibabel")
+    with _repairs_untold(nibabel.imageglobals.logger), warnings.catch_warnings():
+        warnings.simplefilter("ignore", UserWarning)
+        try:
+            return nibabel.load(path)
+        except ValueError as cause:  # of an extension with a length below 0
+            raise error(f"{path.name} has a damaged header ({cause}); export it again") from cause
+
+
+@contextmanager
+def _repairs_untold(logger: logging.Logger) -> Iterator[None]:
+    """nibabel tells of every repair on stderr; what matters of them is checked here."""
+
+    def nothing(_: logging.LogRecord) -> bool:
+        return False
+
+    logger.addFilter(nothing)
+    try:
+        yield
+    finally:
+        logger.removeFilter(nothing)
 
 
 def _read_values(

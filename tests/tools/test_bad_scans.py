@@ -93,6 +93,14 @@ def singular(make: Maker) -> Path:
     return make.patched(280, rows)
 
 
+def negative_extension(make: Maker) -> Path:
+    path = make.patched(348, np.array([1, -800], np.int32))
+    data = bytearray(gzip.decompress(path.read_bytes()))
+    data[108:112] = np.float32(416).tobytes()
+    path.write_bytes(gzip.compress(bytes(data), 1))
+    return path
+
+
 def two_series(make: Maker) -> Path:
     make.dicom(HU, AFFINE, "mixed", series="1.2.3.1")
     return make.dicom(HU, AFFINE, "mixed", series="1.2.3.2")
@@ -158,6 +166,9 @@ CASES: dict[str, tuple[Callable[[Maker], Path], str]] = {
         r"is 4-D \(.*×3, 3 volumes\); .*--volume 0",
     ),
     "5-D": (lambda make: make.nifti(HU[..., None, None].repeat(3, -1), AFFINE), "is 5-D"),
+    "data nowhere": (lambda make: make.patched(108, np.full(1, np.nan, np.float32)), "vox_offset = nan"),
+    "an extension of less than nothing": (negative_extension, "has a damaged header"),
+    "data before the file": (lambda make: make.patched(108, np.full(1, -8, np.float32)), "vox_offset = -8"),
     "NaN and infinity": (with_nan, "2 voxels of NaN or infinity; replace"),
     "zero spacing": (lambda make: make.patched(80, np.zeros(1, np.float32)), "spacing of 0, 16, 16 mm"),
     "spacing of NaN": (
