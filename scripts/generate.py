@@ -1,7 +1,7 @@
 """Write what is derived from the source: ``python scripts/generate.py`` (``--check`` only compares).
 
-The JSON schemas of ``trace.jsonl`` and of a line of training data, and in README.md the blocks between
-``<!-- name -->`` and ``<!-- /name -->``: the source tree, the options of the command line and the embedding
+The JSON schemas of ``trace.jsonl`` and of a line of training data, and in README.md and docs/ the blocks between
+``<!-- name -->`` and ``<!-- /name -->``: the commands and their options, the source tree and the embedding
 example. A test runs the comparison.
 """
 
@@ -18,7 +18,6 @@ from typing import Any
 
 ROOT = Path(__file__).resolve().parent.parent
 SCHEMAS = ROOT / "schemas"
-README = ROOT / "README.md"
 ROOMS = {
     "tumorchain_agent": "the front door: command line, settings, records, errors, report",
     "tools": "a CT and its organs: load, preprocess, segment, Γ, measure, render, cache",
@@ -55,21 +54,21 @@ def wanted() -> dict[Path, str]:
 
     schemas = {"trace": trace_schema(), "tumorcot": sample_schema()}
     files = {SCHEMAS / f"{name}.schema.json": as_json(schema) for name, schema in schemas.items()}
-    return {**files, README: readme()}
+    return {**files, **{ROOT / name: document(ROOT / name, blocks) for name, blocks in BLOCKS.items()}}
 
 
 def as_json(schema: dict[str, Any]) -> str:
     return json.dumps(schema, indent=1, ensure_ascii=False) + "\n"
 
 
-def readme() -> str:
-    """README.md with its generated blocks filled in anew."""
-    text = README.read_text(encoding="utf-8")
-    for name, make in BLOCKS.items():
+def document(path: Path, blocks: dict[str, Callable[[], str]]) -> str:
+    """A Markdown file with its generated blocks filled in anew."""
+    text = path.read_text(encoding="utf-8")
+    for name, make in blocks.items():
         block = re.compile(rf"(<!-- {name} -->\n).*?(<!-- /{name} -->)", re.DOTALL)
         found = block.search(text)
         if found is None:
-            raise SystemExit(f"README.md lacks the block <!-- {name} --> … <!-- /{name} -->")
+            raise SystemExit(f"{path.name} lacks the block <!-- {name} --> … <!-- /{name} -->")
         text = text[: found.end(1)] + make() + text[found.start(2) :]
     return text
 
@@ -95,6 +94,14 @@ def first_sentence(docstring: str) -> str:
     paragraph = " ".join(docstring.split("\n\n")[0].split())
     sentence = re.split(r"(?<=[^.]{3}[.?!]) (?=[A-ZΓΛ`])", paragraph)[0]
     return re.sub(r":\w+:`~?([^`]+)`", lambda found: found[1].rsplit(".", 1)[-1], sentence).replace("``", "")
+
+
+def commands() -> str:
+    """What each subcommand is for."""
+    from tumorchain_agent.cli import COMMANDS
+
+    rows = [f"| `tumorchain-agent {name}` | {command.help} |" for name, command in COMMANDS.items()]
+    return "\n".join(["| | |", "| --- | --- |", *rows]) + "\n"
 
 
 def options() -> str:
@@ -142,7 +149,11 @@ def example() -> str:
     return f"```python\n{(ROOT / 'examples' / 'embed_in_langgraph.py').read_text(encoding='utf-8')}```\n"
 
 
-BLOCKS: dict[str, Callable[[], str]] = {"tree": tree, "options": options, "example": example}
+BLOCKS: dict[str, dict[str, Callable[[], str]]] = {
+    "README.md": {"commands": commands, "example": example},
+    "docs/command_line.md": {"options": options},
+    "docs/source.md": {"tree": tree},
+}
 
 if __name__ == "__main__":
     sys.exit(main())
