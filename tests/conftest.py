@@ -16,6 +16,11 @@ import numpy as np
 import pytest
 from numpy.typing import NDArray
 
+from tumorchain_agent.batch_run import ALONE
+
+os.environ.update(ALONE)
+"""Before anything imports Ray: a cluster of the tests listens on this machine only."""
+
 SEED = int(os.environ.get("TUMORCHAIN_TEST_SEED") or random.SystemRandom().randrange(2**31))
 
 Array = NDArray[Any]

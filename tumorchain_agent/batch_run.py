@@ -6,6 +6,7 @@ import logging
 import os
 import shutil
 import signal
+import sys
 import tempfile
 import threading
 from collections.abc import Iterator, Sequence
@@ -27,7 +28,7 @@ _QUIET: Final = {
     "RAY_DATA_DISABLE_PROGRESS_BARS": "1",
     "RAY_BACKEND_LOG_LEVEL": "fatal",
 }
-_ALONE: Final = {"RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER": "0", "RAY_worker_niceness": "0"}
+ALONE: Final = {"RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER": "0", "RAY_worker_niceness": "0"}
 """Ray's own switch for "this machine is no part of a cluster": with it every server listens on 127.0.0.1. And workers
 as nice as this process, not 15 nicer, which on a busy machine is a stop."""
 
@@ -39,7 +40,12 @@ def cluster() -> Iterator[Any]:
     The latter listens on 127.0.0.1 only, reports nothing to anybody, and leaves nothing behind.
     """
     address = os.environ.get("RAY_ADDRESS")
-    os.environ.update(_QUIET if address else _QUIET | _ALONE)
+    if address is None and "ray" in sys.modules and any(os.environ.get(k) != v for k, v in ALONE.items()):
+        raise InputError(
+            "Ray was imported before batch could tell it to listen on this machine only: set "
+            f"{' '.join(f'{k}={v}' for k, v in ALONE.items())} before that, or name a cluster by RAY_ADDRESS"
+        )
+    os.environ.update(_QUIET if address else _QUIET | ALONE)
     try:
         import ray
     except ImportError as error:

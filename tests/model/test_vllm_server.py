@@ -92,7 +92,13 @@ def test_serve_prints_how_to_ask_and_ends_whole_when_interrupted(stand_in: Path)
     port, log = free_port("127.0.0.1", 0), stand_in / "vllm.log"
     command = [sys.executable, "-m", "tumorchain_agent.cli", "serve", "--port", str(port), "--log", str(log)]
     serve = subprocess.Popen(
-        command, cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, start_new_session=True
+        command,
+        cwd=ROOT,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        start_new_session=True,
+        preexec_fn=_heed_ctrl_c,
     )
     assert serve.stdout is not None
     printed = serve.stdout.readline()
@@ -105,6 +111,11 @@ def test_serve_prints_how_to_ask_and_ends_whole_when_interrupted(stand_in: Path)
     assert told.splitlines()[-1] == "vLLM has ended"
     assert DISCLAIMER in told
     assert ended(family)
+
+
+def _heed_ctrl_c() -> None:
+    """A shell that runs the tests in the background makes all below it deaf to SIGINT."""
+    signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
 @pytest.mark.slow
