@@ -4,17 +4,19 @@ from __future__ import annotations
 
 import resource
 import struct
+from importlib import import_module
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
-import SimpleITK
 
 from tumorchain_agent.errors import ScanError
 from tumorchain_agent.tools.dicom_elements import elements_fit
 from tumorchain_agent.tools.scan import open_ct
 
-pydicom = pytest.importorskip("pydicom")
+pydicom = pytest.importorskip("pydicom", reason="the extra dicom is not installed")
+SimpleITK: Any = import_module("SimpleITK")
 MODALITY, ACCESSION = b"\x08\x00\x60\x00", b"\x08\x00\x50\x00"
 LONG = struct.pack("<I", 0x7FFFFFFF)
 
