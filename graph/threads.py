@@ -21,6 +21,9 @@ from tumorchain_agent.graph.llm import llm_name
 from tumorchain_agent.graph.state import IIRConfig
 
 _POLL_S = 0.1
+_AFTER_POWER_LOSS = "pragma synchronous = normal"
+"""What a killed process has written is there; after a power cut the last rounds may be missing, none is damaged. Without
+it every step waits for the disk, most of the agent's own time."""
 
 
 def make_thread_id(
@@ -69,6 +72,7 @@ async def open_checkpoints(
             await stack.enter_async_context(one_run(database, thread_id, waits))
             saver = await stack.enter_async_context(AsyncSqliteSaver.from_conn_string(str(database)))
             await saver.setup()
+            await saver.conn.execute(_AFTER_POWER_LOSS)
         except (OSError, sqlite3.Error) as error:
             raise _unusable(database, error) from error
         try:
