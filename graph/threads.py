@@ -22,8 +22,8 @@ from tumorchain_agent.graph.state import IIRConfig
 
 _POLL_S = 0.1
 _AFTER_POWER_LOSS = "pragma synchronous = normal"
-"""What a killed process has written is there; after a power cut the last rounds may be missing, none is damaged. Without
-it every step waits for the disk, most of the agent's own time."""
+"""What a killed process has written is there; after a power cut the last rounds may be missing, none is damaged.
+Without it every step waits for the disk, most of the agent's own time."""
 
 
 def make_thread_id(

@@ -49,11 +49,27 @@ class ServedChatModel(ChatOpenAI):
     """Of the weights that are served, where evidence tokens must be of the same."""
     tries_again: bool = True
     """Off for a caller that keeps to the server's limits itself."""
+    streams: bool = True
+    """Whether a whole answer, too, is asked for as a stream, whose early end is seen."""
 
     def _generate(self, *args: Any, **kwargs: Any) -> ChatResult:
+        progress = _Progress()
+        while not self.streams:
+            try:
+                return super()._generate(*args, **kwargs)
+            except FAILURES as error:
+                pause = self._pause(error, progress)
+            time.sleep(pause)
         return whole(list(self._stream(*args, **kwargs)))
 
     async def _agenerate(self, *args: Any, **kwargs: Any) -> ChatResult:
+        progress = _Progress()
+        while not self.streams:
+            try:
+                return await super()._agenerate(*args, **kwargs)
+            except FAILURES as error:
+                pause = self._pause(error, progress)
+            await anyio.sleep(pause)
         return whole([chunk async for chunk in self._astream(*args, **kwargs)])
 
     def _stream(self, *args: Any, **kwargs: Any) -> Iterator[ChatGenerationChunk]:
@@ -119,6 +135,7 @@ def connect(
     temperature: float,
     max_tokens: int,
     tries_again: bool = True,
+    streams: bool = True,
     http_async_client: Any = None,
 ) -> ServedChatModel:
     """A client of ``settings.llm_url``; ``http_async_client`` is one whose connections are kept, of one event loop.
@@ -143,6 +160,7 @@ def connect(
         default_headers=ONE_REQUEST_EACH if http_async_client is None else None,
         http_async_client=http_async_client,
         tries_again=tries_again,
+        streams=streams,
         temperature=temperature,
         max_completion_tokens=max_tokens,
         timeout=time_limits(settings.llm_timeout_s),

@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from tumorchain_agent.cli_numbers import whole
+from tumorchain_agent.cli_options import add_reasoning_options
 from tumorchain_agent.errors import InputError
 
 if TYPE_CHECKING:
@@ -35,31 +36,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         type=Path,
         help="TotalSegmentator v2 label map on the scan's grid, in place of a segmentation run",
     )
-    parser.add_argument(
-        "--model",
-        metavar="DIR",
-        type=Path,
-        help="TumorChain checkpoint (default: the nano model in the package)",
-    )
-    parser.add_argument("--llm-url", metavar="URL", help="OpenAI-compatible endpoint of the LLM")
-    parser.add_argument("--llm-model", metavar="NAME", help="model name at --llm-url")
-    parser.add_argument(
-        "--evidence",
-        choices=("tokens", "images", "text"),
-        default="tokens",
-        help="what the LLM reads: tokens (TumorChain), images (a vision LLM), text (any); default: tokens",
-    )
-    parser.add_argument(
-        "--history",
-        choices=("append", "latest"),
-        help="keep all rounds, or only the latest (default: as the checkpoint was trained)",
-    )
-    parser.add_argument(
-        "--zoom",
-        action=argparse.BooleanOptionalAction,
-        help="also show each organ's crop at higher resolution (default: as the checkpoint was trained)",
-    )
-    parser.add_argument("--max-rounds", metavar="N", type=whole(1), help="limit of rounds (default: 8)")
+    add_reasoning_options(parser)
     parser.add_argument(
         "--out", metavar="DIR", type=Path, help="folder for the report (default: a new one below out/)"
     )
@@ -73,7 +50,6 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--series", metavar="N|UID", help="which series of a DICOM folder or zip, by its number or UID"
     )
-    parser.add_argument("--device", metavar="DEVICE", help="auto, cpu, cuda, cuda:1 … (default: auto)")
     parser.add_argument("--fresh", action="store_true", help="reason anew, even if this was asked before")
 
 

@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from tumorchain_agent.cli_numbers import whole
+from tumorchain_agent.cli_options import add_reasoning_options
 
 if TYPE_CHECKING:
     from tumorchain_agent.batch_rows import BatchFolder, Outcome, Summary
@@ -43,32 +44,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         type=whole(1),
         help="processes that answer (default: one a GPU, or one for 4 cores)",
     )
-    parser.add_argument(
-        "--model",
-        metavar="DIR",
-        type=Path,
-        help="TumorChain checkpoint (default: the nano model in the package)",
-    )
-    parser.add_argument("--llm-url", metavar="URL", help="OpenAI-compatible endpoint of the LLM")
-    parser.add_argument("--llm-model", metavar="NAME", help="model name at --llm-url")
-    parser.add_argument(
-        "--evidence",
-        choices=("tokens", "images", "text"),
-        default="tokens",
-        help="what the LLM reads: tokens (TumorChain), images (a vision LLM), text (any); default: tokens",
-    )
-    parser.add_argument(
-        "--history",
-        choices=("append", "latest"),
-        help="keep all rounds, or only the latest (default: as the checkpoint was trained)",
-    )
-    parser.add_argument(
-        "--zoom",
-        action=argparse.BooleanOptionalAction,
-        help="also show each organ's crop at higher resolution (default: as the checkpoint was trained)",
-    )
-    parser.add_argument("--max-rounds", metavar="N", type=whole(1), help="limit of rounds (default: 8)")
-    parser.add_argument("--device", metavar="DEVICE", help="auto, cpu, cuda, cuda:1 … (default: auto)")
+    add_reasoning_options(parser)
 
 
 def run(args: argparse.Namespace) -> int:

@@ -186,6 +186,7 @@ class Caller:
                 temperature=temperature,
                 max_tokens=model.max_tokens,
                 tries_again=False,
+                streams=model.stream,
                 http_async_client=self.http,
             )
         return found

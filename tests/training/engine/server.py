@@ -39,6 +39,8 @@ class ModelServer:
     answered: Counter[str] = field(default_factory=Counter)
     """How often a request was answered with 200, by its body."""
     asked: int = 0
+    streamed: int = 0
+    """Of those, how many wanted a stream."""
     busiest: int = 0
     """Most requests at a time."""
     _now: int = 0
@@ -86,6 +88,7 @@ class _Handler(BaseHTTPRequestHandler):
         ask = read_ask(request)
         with state.lock:
             state.asked += 1
+            state.streamed += bool(request.get("stream"))
             state._now += 1
             state.busiest = max(state.busiest, state._now)
         try:

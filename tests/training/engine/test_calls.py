@@ -58,6 +58,7 @@ def test_streamed_and_whole_replies_give_the_same_bytes(tmp_path: Path) -> None:
         with serving(ModelServer(Experts.of(TRUTHS))) as server:
             config = config_for(cases, server.url, model_options={"stream": stream})
             finished = run(config, folder)
+            assert server.streamed == (server.asked if stream else 0)
         assert sum(each.completion_tokens for each in finished.statistics.use) > 500
         files.append((folder / "samples.jsonl").read_bytes())
     assert files[0] == files[1]
