@@ -11,7 +11,9 @@ Round 1 needs τ_g only, so it runs while segmentation is still at work.
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from collections.abc import Awaitable, Callable
+from functools import partial
+from typing import TYPE_CHECKING, TypeVar, cast
 
 from langchain_core.language_models import BaseChatModel
 from langgraph.checkpoint.base import BaseCheckpointSaver
@@ -21,6 +23,7 @@ from langgraph.graph.state import CompiledStateGraph
 from tumorchain_agent.graph.client import CTTools, connect
 from tumorchain_agent.graph.nodes import Nodes
 from tumorchain_agent.graph.state import (
+    ExamineInput,
     FirstLookInput,
     FirstLookOutput,
     IIRConfig,
@@ -33,6 +36,8 @@ if TYPE_CHECKING:
     from mcp import Client
 
 __all__ = ["IIRConfig", "IIRGraph", "IIRInput", "IIROutput", "build_iir_graph", "connect"]
+
+Node = TypeVar("Node", bound=Callable[..., Awaitable[IIRState]])
 
 IIRGraph = CompiledStateGraph[IIRState, None, IIRInput, IIROutput]
 
@@ -54,13 +59,13 @@ def build_iir_graph(
     tools = client if isinstance(client, CTTools) else CTTools(client)
     nodes = Nodes(tools, chat_model, config)
     graph = StateGraph(IIRState, input_schema=IIRInput, output_schema=IIROutput)
-    graph.add_node("open", nodes.open)
+    graph.add_node("open", _plain(nodes.open))
     graph.add_node("first_look", _first_look(nodes))
-    graph.add_node("segment", nodes.segment)
-    graph.add_node("match", nodes.match)
-    graph.add_node("examine", nodes.examine)
-    graph.add_node("reason", nodes.reason)
-    graph.add_node("conclude", nodes.conclude)
+    graph.add_node("segment", _plain(nodes.segment))
+    graph.add_node("match", _plain(nodes.match))
+    graph.add_node("examine", _plain(nodes.examine), input_schema=ExamineInput)
+    graph.add_node("reason", _plain(nodes.reason))
+    graph.add_node("conclude", _plain(nodes.conclude))
     graph.add_edge(START, "open")
     graph.add_edge("open", "first_look")
     graph.add_edge("open", "segment")
@@ -75,9 +80,14 @@ def build_iir_graph(
 def _first_look(nodes: Nodes) -> CompiledStateGraph[IIRState, None, FirstLookInput, FirstLookOutput]:
     """Encoding and round 1 in a branch of their own: LangGraph's steps would wait for segmentation."""
     graph = StateGraph(IIRState, input_schema=FirstLookInput, output_schema=FirstLookOutput)
-    graph.add_node("encode", nodes.encode)
-    graph.add_node("reason", nodes.reason)
+    graph.add_node("encode", _plain(nodes.encode))
+    graph.add_node("reason", _plain(nodes.reason))
     graph.add_edge(START, "encode")
     graph.add_edge("encode", "reason")
     graph.add_edge("reason", END)
     return graph.compile(name="first_look")
+
+
+def _plain(node: Node) -> Node:
+    """The same node; a method LangGraph disassembles in search of a graph inside, for milliseconds a question."""
+    return cast(Node, partial(node))

@@ -36,7 +36,7 @@ from tumorchain_agent.graph.state import (
     rounds_of,
     scan_of,
 )
-from tumorchain_agent.records import Notice, Round, TokenSet
+from tumorchain_agent.records import Notice, Round, ScanInfo, TokenSet
 from tumorchain_agent.tools.organs import display_name, mentioned_organs
 
 
@@ -53,13 +53,17 @@ class Nodes:
         question = check_question(state["question"])
         writer = _writer()
         with _clock("open") as spans:
-            scan = await self.tools.open_scan(
-                state["scan_path"], state.get("volume"), events.progress_events(writer, "open")
-            )
+            if (opened := state.get("opened")) is not None:
+                scan = ScanInfo.model_validate(opened)
+            else:
+                scan = await self.tools.open_scan(
+                    state["scan_path"], state.get("volume"), events.progress_events(writer, "open")
+                )
         _raise(writer, scan.notices)
         return {
             "question": question,
             "scan": dump(scan),
+            "opened": None,
             "rounds": [],
             "pending": [],
             "evidence": fresh([]),

@@ -17,7 +17,7 @@ from tumorchain_agent.graph.build import IIRGraph, build_iir_graph
 from tumorchain_agent.graph.client import CTTools
 from tumorchain_agent.graph.events import progress_events
 from tumorchain_agent.graph.prompts import check_question, check_zoom
-from tumorchain_agent.graph.state import History, IIRConfig, IIRInput
+from tumorchain_agent.graph.state import History, IIRConfig, IIRInput, dump
 from tumorchain_agent.graph.threads import make_thread_id, open_checkpoints
 from tumorchain_agent.records import Answer, EvidenceKind, Notice, Round
 
@@ -63,6 +63,7 @@ async def ask(
     if checkpoint_db is None:
         return await _stream(build_iir_graph(tools, chat_model, config=config), request, {}, emit)
     opened = await tools.open_scan(scan, volume, progress_events(emit, "open"))
+    request["opened"] = dump(opened)
     thread = thread_id or make_thread_id(opened.scan_id, asked, config, chat_model, masks)
     tell = progress_events(emit, "open")
     waits = partial(tell, None, "waiting for another run of this question")

@@ -96,6 +96,8 @@ class IIRInput(TypedDict, total=False):
     """A label map of the user's in place of a segmentation run."""
     volume: int | None
     """Which volume of a 4-D file."""
+    opened: Json | None
+    """What ``open_scan`` has just said of that file, where the caller has asked already."""
 
 
 class IIROutput(TypedDict, total=False):

@@ -12,11 +12,12 @@ from contextlib import AsyncExitStack, asynccontextmanager
 from pathlib import Path
 
 import anyio
+import anyio.to_thread
 from langchain_core.language_models import BaseChatModel
-from langgraph.checkpoint.sqlite.aio import AsyncSqliteSaver
 
 import tumorchain_agent
 from tumorchain_agent.errors import OutputError
+from tumorchain_agent.graph.checkpoints import ThreadedSqliteSaver
 from tumorchain_agent.graph.llm import llm_name
 from tumorchain_agent.graph.state import IIRConfig
 
@@ -61,7 +62,7 @@ def _content_hash(path: str) -> str:
 @asynccontextmanager
 async def open_checkpoints(
     database: Path, thread_id: str, waits: Callable[[], None]
-) -> AsyncIterator[AsyncSqliteSaver]:
+) -> AsyncIterator[ThreadedSqliteSaver]:
     """The thread's checkpoints, held for this run alone; ``waits`` is called once when another run has them.
 
     Raises OutputError when the database can't be used.
@@ -70,9 +71,7 @@ async def open_checkpoints(
         try:
             database.parent.mkdir(parents=True, exist_ok=True)
             await stack.enter_async_context(one_run(database, thread_id, waits))
-            saver = await stack.enter_async_context(AsyncSqliteSaver.from_conn_string(str(database)))
-            await saver.setup()
-            await saver.conn.execute(_AFTER_POWER_LOSS)
+            saver = await anyio.to_thread.run_sync(_opened, database)
         except (OSError, sqlite3.Error) as error:
             raise _unusable(database, error) from error
         try:
@@ -80,17 +79,19 @@ async def open_checkpoints(
         except sqlite3.Error as error:
             raise _unusable(database, error) from error
         finally:
-            await _close(saver)
+            with anyio.CancelScope(shield=True):
+                await anyio.to_thread.run_sync(saver.close)
 
 
-async def _close(saver: AsyncSqliteSaver) -> None:
-    """Close the database after the write that is under way, say of a node that its sibling's failure stopped.
-
-    Closed in the midst of a write, the connection would stay, and with it the database's write lock.
-    """
-    with anyio.CancelScope(shield=True):
-        async with saver.lock:
-            await saver.conn.close()
+def _opened(database: Path) -> ThreadedSqliteSaver:
+    saver = ThreadedSqliteSaver(sqlite3.connect(database, check_same_thread=False))
+    try:
+        saver.setup()
+        saver.conn.execute(_AFTER_POWER_LOSS)
+    except sqlite3.Error:
+        saver.close()
+        raise
+    return saver
 
 
 def _unusable(database: Path, error: Exception) -> OutputError:
