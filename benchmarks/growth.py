@@ -1,4 +1,4 @@
-"""How cost grows, with the exponent k of time ~ sizeᵏ: slices, organs, rounds. Concurrent clients need a served LLM."""
+"""How cost grows, with the exponent k of time ~ sizeᵏ: slices, organs, rounds; clients: serving_concurrency.py."""
 
 from __future__ import annotations
 

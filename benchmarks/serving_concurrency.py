@@ -16,6 +16,7 @@ from typing import Any
 
 import anyio
 import numpy as np
+from bench import exponent
 from langchain_core.language_models import BaseChatModel
 from langchain_core.messages import BaseMessage
 from langchain_core.outputs import ChatGenerationChunk, ChatResult
@@ -135,9 +136,24 @@ def main(argv: Sequence[str] | None = None) -> int:
     }
     gains = {what: ways[ALONE] / ways[str(AT_ONCE[-1])] for what, ways in seconds.items()}
     text = "\n\n".join(_table(what, ways, len(texts)) for what, ways in seconds.items())
-    result = {"questions": len(texts), "seconds": seconds, "gain": gains, "wanted": WANTED}
+    growth = {what: _growth(ways, len(texts)) for what, ways in seconds.items()}
+    text += "\n\nseconds a client waits ~ clients^k: " + ", ".join(
+        f"{k:.2f} ({what})" for what, k in growth.items()
+    )
+    result = {
+        "questions": len(texts),
+        "seconds": seconds,
+        "gain": gains,
+        "exponent": growth,
+        "wanted": WANTED,
+    }
     wanted = f"{WANTED:.0f}× for {ANSWERS} with {AT_ONCE[-1]} at once"
     return finish(result, text, gains[ANSWERS] >= WANTED, wanted, args.json)
+
+
+def _growth(ways: Mapping[str, float], count: int) -> float:
+    """k of a client's seconds for one question ~ clientsᵏ; 0 would be a server that nobody notices the others on."""
+    return exponent(AT_ONCE, [ways[str(clients)] * clients / count for clients in AT_ONCE])
 
 
 def _table(what: str, ways: Mapping[str, float], count: int) -> str:
