@@ -22,6 +22,16 @@ os.environ.update(ALONE)
 """Before anything imports Ray: a cluster of the tests listens on this machine only."""
 
 SEED = int(os.environ.get("TUMORCHAIN_TEST_SEED") or random.SystemRandom().randrange(2**31))
+os.environ["TUMORCHAIN_TEST_SEED"] = str(SEED)
+"""The workers that pytest-xdist starts share it."""
+
+if "PYTEST_XDIST_WORKER_COUNT" in os.environ:
+    share = len(os.sched_getaffinity(0)) // int(os.environ["PYTEST_XDIST_WORKER_COUNT"])
+    os.environ.setdefault("OMP_NUM_THREADS", str(max(1, share)))
+
+TESTS = Path(__file__).parent
+ONE_GROUP = ("serving",)
+"""Folders whose tests share what is dear, a vLLM; elsewhere the tests of a file stay together."""
 
 Array = NDArray[Any]
 WriteNifti = Callable[..., Path]
@@ -33,6 +43,14 @@ TORSO_MM = np.array([336.0, 240.0, 288.0])
 
 def pytest_report_header() -> str:
     return f"random seed {SEED}; repeat with TUMORCHAIN_TEST_SEED={SEED}"
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Tests that share fixtures run in one worker."""
+    for item in items:
+        first, *rest = item.path.relative_to(TESTS).parts
+        group = first if first in ONE_GROUP else "/".join((first, *rest))
+        item.add_marker(pytest.mark.xdist_group(group))
 
 
 @pytest.fixture

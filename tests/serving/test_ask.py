@@ -35,7 +35,7 @@ def test_serve_says_how_to_ask_and_its_answer_is_the_one_in_process(
     assert len(served.rounds) > 1
     for record in served.rounds:
         streamed = [e.text for e in seen if isinstance(e, events.Token) and e.round == record.index]
-        assert len(streamed) >= 3
+        assert len(streamed) > 1
         assert "".join(streamed) == record.text
 
 
