@@ -1,4 +1,4 @@
-"""A share of the fuzzing that ``benchmarks/fuzz_mcp.py`` does at length."""
+"""A share of the fuzzing that ``benchmarks/fuzz_mcp.py`` and ``fuzz_headers.py`` do at length."""
 
 from __future__ import annotations
 
@@ -29,6 +29,20 @@ def test_broken_messages_neither_stop_nor_silence_the_server_nor_make_it_grow(
     assert found.sent == 400
     assert found.kinds["result"]
     assert found.kinds["tool error"]
+
+
+@pytest.mark.slow
+def test_broken_headers_are_read_or_refused_in_one_line_and_end_no_process(
+    tmp_path: Path, seed: int, real: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    fuzz = script("fuzz_headers", monkeypatch)
+    monkeypatch.setattr(fuzz, "READ_S", 30.0)
+    scans = [real / "totalsegmentator" / name for name in ("example_ct.nii.gz", "example_ct_dicom")]
+    found = fuzz.fuzz(400, seed, scans, tmp_path)
+    assert found.failures == []
+    assert found.tried >= 400
+    assert found.kinds["refused"]
+    assert found.kinds["read"]
 
 
 def test_answers_that_are_no_typed_errors_are_told_from_those_that_are() -> None:
