@@ -8,6 +8,7 @@ from typing import Final
 
 from tumorchain_agent.records import Claim, Notice, OrganEvidence
 from tumorchain_agent.tools.organs import display_name, mentioned_organs
+from tumorchain_agent.tools.tnm import primary_organ
 
 _HEADING: Final = re.compile(
     r"\s*#*\s*[*_]*(?:findings?|impressions?|pathology|conclusions?|answer|diagnosis|summary)[*_]*\s*(?::[*_]*|$)\s*",
@@ -80,4 +81,24 @@ def absent_described(conclusion: str, absent: Sequence[str]) -> list[Notice]:
                     f"nothing it says of it was assessed: “{sentence[:200]}”"
                 )
                 found.append(Notice(code="absent_organ_described", message=message, organ=organ))
+    return found
+
+
+def classifier_disagrees(conclusion: str, evidence: Mapping[str, OrganEvidence]) -> list[Notice]:
+    """A notice where answer and Cls part: a tumor in an organ that Cls calls normal, or not a word of one that it
+    calls abnormal."""
+    seat, spoken = primary_organ(conclusion), set(mentioned_organs(conclusion))
+    found: list[Notice] = []
+    for organ, shown in evidence.items():
+        cls, name = shown.classification, display_name(organ)
+        if cls is None or cls.p_abnormal is None:
+            continue
+        said = ""
+        if organ == seat and cls.label == "normal":
+            said = f"The answer sees a tumor of {name}, which the classifier calls normal"
+        elif organ not in spoken and cls.label == "abnormal":
+            said = f"The answer says nothing of {name}, which the classifier calls abnormal"
+        if said:
+            message = f"{said} (p of abnormal = {cls.p_abnormal:.2f}): look for yourself."
+            found.append(Notice(code="classifier_disagrees", message=message, organ=organ))
     return found

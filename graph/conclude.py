@@ -10,7 +10,7 @@ from langchain_core.language_models import BaseChatModel
 from langgraph.config import get_config
 
 import tumorchain_agent
-from tumorchain_agent.graph.claims import absent_described, make_claims
+from tumorchain_agent.graph.claims import absent_described, classifier_disagrees, make_claims
 from tumorchain_agent.graph.examine import absent_notice
 from tumorchain_agent.graph.llm import llm_name
 from tumorchain_agent.graph.measured import contradictions, measured_claim
@@ -120,6 +120,7 @@ def _late_notices(
 ) -> list[Notice]:
     found = [absent_notice(organ, segmentation) for organ in absent if organ not in evidence]
     found += absent_described(conclusion, absent)
+    found += classifier_disagrees(conclusion, evidence)
     found += [Notice(code="tnm_flag", message=flag, organ=tnm.primary_organ) for flag in tnm.flags]
     return found
 

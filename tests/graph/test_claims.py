@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import pytest
 
-from tumorchain_agent.graph.claims import absent_described, make_claims, sentences
+from tumorchain_agent.graph.claims import absent_described, classifier_disagrees, make_claims, sentences
 from tumorchain_agent.graph.conclude import read_tnm
-from tumorchain_agent.records import OrganEvidence
+from tumorchain_agent.records import Classification, OrganEvidence
 
 GLOBAL = "tokens://scan/model/global"
 
@@ -101,3 +101,29 @@ def test_an_impossible_combination_is_flagged_and_not_corrected() -> None:
     tnm = read_tnm("TNM?", "Pancreatic carcinoma T2 N0 M0, stage IV.")
     assert (tnm.t, tnm.n, tnm.m, tnm.stage) == ("T2", "N0", "M0", "IV")
     assert tnm.flags
+
+
+@pytest.mark.parametrize(
+    ("text", "p_abnormal", "flagged"),
+    [
+        ("Impression: tumor of the pancreas. Answer: pancreas.", 0.21, ("pancreas", "calls normal")),
+        ("Impression: tumor of the pancreas. Answer: pancreas.", 0.93, None),
+        ("Impression: no tumor. The pancreas is normal.", 0.21, None),
+        ("Impression: no tumor. The pancreas is normal.", 0.93, None),
+        ("Impression: no tumor of the stomach.", 0.93, ("pancreas", "says nothing of")),
+        ("Impression: tumor of the stomach.", 0.21, None),
+        ("Impression: tumor of the pancreas.", None, None),
+    ],
+)
+def test_an_answer_that_the_classifier_does_not_bear_out_is_flagged(
+    text: str, p_abnormal: float | None, flagged: tuple[str, str] | None
+) -> None:
+    label = "not assessed" if p_abnormal is None else "abnormal" if p_abnormal >= 0.5 else "normal"
+    cls = Classification.model_validate(
+        {"organ": "pancreas", "present": True, "p_abnormal": p_abnormal, "label": label, "checkpoint_id": "c"}
+    )
+    shown = {"pancreas": evidence("pancreas")["pancreas"].model_copy(update={"classification": cls})}
+    found = classifier_disagrees(text, shown)
+    assert [(notice.organ, flagged is not None and flagged[1] in notice.message) for notice in found] == (
+        [(flagged[0], True)] if flagged else []
+    )
