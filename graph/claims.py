@@ -95,9 +95,9 @@ def classifier_disagrees(conclusion: str, evidence: Mapping[str, OrganEvidence])
             continue
         said = ""
         if organ == seat and cls.label == "normal":
-            said = f"The answer sees a tumor of {name}, which the classifier calls normal"
+            said = f"The answer sees a tumor of the {name}, which the classifier calls normal"
         elif organ not in spoken and cls.label == "abnormal":
-            said = f"The answer says nothing of {name}, which the classifier calls abnormal"
+            said = f"The answer says nothing of the {name}, which the classifier calls abnormal"
         if said:
             message = f"{said} (p of abnormal = {cls.p_abnormal:.2f}): look for yourself."
             found.append(Notice(code="classifier_disagrees", message=message, organ=organ))
