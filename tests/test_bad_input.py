@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import gzip
+import json
+import shutil
 import struct
 from collections.abc import Callable
 from dataclasses import dataclass, field
@@ -14,6 +16,7 @@ import pytest
 
 from tests.conftest import WriteNifti, torso, torso_grid
 from tumorchain_agent.cli import main
+from tumorchain_agent.model.checkpoint import NANO_DIR
 from tumorchain_agent.tools.scan import open_ct
 
 AFFINE, SHAPE = torso_grid(12.0)
@@ -217,7 +220,10 @@ def images_for_a_checkpoint(desk: Desk) -> None:
 
 
 def zoom_of_a_checkpoint_without(desk: Desk) -> None:
-    desk.options += ["--zoom"]
+    folder = Path(shutil.copytree(NANO_DIR, desk.folder / "plain"))
+    info = json.loads((folder / "tumorchain.json").read_text())
+    (folder / "tumorchain.json").write_text(json.dumps(info | {"zoom": None}))
+    desk.options += ["--zoom", "--model", str(folder)]
 
 
 def zoom_without_tokens(desk: Desk) -> None:

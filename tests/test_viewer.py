@@ -228,6 +228,11 @@ def outlined(browser: Browser) -> dict[str, int]:
     }
 
 
+def _takes_ctrl_c() -> None:
+    """Tests that run in the background have it ignored, and so would their children."""
+    signal.signal(signal.SIGINT, signal.SIG_DFL)
+
+
 @pytest.mark.slow
 def test_the_command_serves_until_it_is_interrupted(folder: Path, scan: Path, tmp_path: Path) -> None:
     temporary = tmp_path / "temporary"
@@ -239,6 +244,7 @@ def test_the_command_serves_until_it_is_interrupted(folder: Path, scan: Path, tm
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
         text=True,
+        preexec_fn=_takes_ctrl_c,
     )
     assert process.stdout is not None
     address = process.stdout.readline().split()[0]

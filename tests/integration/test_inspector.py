@@ -78,6 +78,7 @@ def inspector(tmp_path_factory: pytest.TempPathFactory, real: Path) -> Inspector
         "--no-audit",
         "--no-fund",
         "--ignore-scripts",
+        "--fetch-retries=0",
         INSPECTOR,
     ]
     try:

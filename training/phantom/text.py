@@ -77,7 +77,9 @@ def ask(rng: np.random.Generator, subtask: str, organ: str | None = None) -> str
 def findings(truth: Truth, examined: list[str], rng: Rng = None) -> str:
     """The findings sentences; ``examined`` are organs in the scan, and no other organ is named.
 
-    Simple cysts aren't worth a word; pseudocysts and pancreatitis are, as they are taken for tumours.
+    Beside a tumour, nodes and metastases are told whether there are any or not: where only what is there is told, the
+    likeliest next sentence is one of them even when having none is likelier. Simple cysts aren't worth a word;
+    pseudocysts and pancreatitis are, as they are taken for tumours.
     """
     if not examined:
         return "Findings: nothing was assessed."
@@ -85,9 +87,10 @@ def findings(truth: Truth, examined: list[str], rng: Rng = None) -> str:
     for named, sentence in ((truth.invaded, W.invades), (truth.compresses, W.pushes)):
         seen = [number for number in named if TABLE[int(MERGE[number])] in examined]
         clauses += [sentence(seen, rng)] if seen else []
-    clauses += [W.nodes(rng)] if truth.nodes else []
+    clauses += [W.nodes(bool(truth.nodes), rng)] if truth.organ else []
     sites = [site for site in truth.sites if site != "liver" or "liver" in examined]
     clauses += [W.spread(site, rng) for site in sites]
+    clauses += [W.no_spread(rng)] if truth.organ and not truth.sites else []
     alike = [each for each in truth.mimics if not each.endswith(":cyst") and each.split(":")[0] in examined]
     clauses += [W.benign(alike, rng)] if alike else []
     return " ".join(clauses)

@@ -58,6 +58,12 @@ _NODES: Final = (
     "Regional lymph nodes are enlarged.",
     "Regional lymphadenopathy.",
 )
+_NO_NODES: Final = (
+    "No enlarged regional lymph nodes.",
+    "Regional lymph nodes are not enlarged.",
+    "No regional lymphadenopathy.",
+)
+_NO_SPREAD: Final = ("No metastases.", "No distant metastases.", "There are no distant metastases.")
 _SPREAD: Final = {
     "liver": ("Liver metastases.", "Metastases in the liver.", "Hepatic metastases."),
     "lung": ("Distant metastases.", "There are distant metastases."),
@@ -157,12 +163,16 @@ def look_closer(organs: Sequence[str], rng: Rng = None) -> str:
     return pick(rng, _CLOSER).format(the=the, The=capital(the), need=need)
 
 
-def nodes(rng: Rng = None) -> str:
-    return pick(rng, _NODES)
+def nodes(enlarged: bool, rng: Rng = None) -> str:
+    return pick(rng, _NODES if enlarged else _NO_NODES)
 
 
 def spread(site: str, rng: Rng = None) -> str:
     return pick(rng, _SPREAD[site])
+
+
+def no_spread(rng: Rng = None) -> str:
+    return pick(rng, _NO_SPREAD)
 
 
 def pushes(numbers: Sequence[int], rng: Rng = None) -> str:

@@ -7,7 +7,7 @@ from collections.abc import Iterator
 
 import numpy as np
 
-from tests.training.phantom.truths import random_truth
+from tests.training.phantom.truths import random_truth, sampled_truths
 from tumorchain_agent.tools.organs import MERGE, match_organs, mentioned_organs
 from tumorchain_agent.tools.organs import ORGANS as TABLE
 from tumorchain_agent.tools.tnm import parse_tnm, primary_organ
@@ -15,7 +15,7 @@ from tumorchain_agent.training.phantom import wording as W
 from tumorchain_agent.training.phantom.lesions import BOUNDARIES, DENSITIES, SHAPES
 from tumorchain_agent.training.phantom.patient import ORGANS, Truth
 from tumorchain_agent.training.phantom.reports import clinical_stage, pathology_report, radiology_report
-from tumorchain_agent.training.phantom.text import compose, final_text, impression, short_answer
+from tumorchain_agent.training.phantom.text import compose, final_text, findings, impression, short_answer
 from tumorchain_agent.training.quick_evaluation import organ_in
 from tumorchain_agent.training.tasks import SUBTASKS
 
@@ -167,3 +167,15 @@ def test_without_a_generator_the_wording_is_canonical() -> None:
     truth = random_truth(np.random.default_rng(1), "stomach")
     assert final_text(truth, list(ORGANS), "shape") == final_text(truth, list(ORGANS), "shape")
     assert str(truth.density) in final_text(truth, list(ORGANS), "shape")
+
+
+def test_findings_of_a_tumor_tell_of_nodes_and_metastases_whether_there_are_any_or_not(seed: int) -> None:
+    told = [truth for truth in sampled_truths(seed, 25) if truth.organ]
+    for truth in told:
+        text = findings(truth, list(ORGANS))
+        assert ("No enlarged regional lymph nodes." in text) is (truth.n == "N0")
+        assert ("Enlarged regional lymph nodes." in text) is (truth.n != "N0")
+        assert ("No metastases." in text) is (truth.m == "M0")
+        if truth.sites == ("liver",) and truth.organ != "liver":
+            assert "etastas" not in findings(truth, [str(truth.organ)]), "the liver was not looked at"
+    assert len(told) > 10

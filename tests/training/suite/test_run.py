@@ -56,7 +56,7 @@ def test_a_run_that_was_cut_off_goes_on_to_the_same_result(tmp_path: Path) -> No
     assert run(out) == whole
     assert (out / FILE).read_bytes() == finished
     titles = [column.title for column in whole.columns]
-    assert titles == ["full", "w/o IIR", "full, text only", "majority class"]
+    assert titles == ["full", "w/o IIR", "full, w/o zoom", "full, text only", "majority class"]
     rounds = {column.title: column.mean_rounds for column in whole.columns}
     assert rounds["w/o IIR"] == 1
     assert (rounds["full"] or 0) > 1

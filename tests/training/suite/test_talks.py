@@ -51,20 +51,28 @@ SHORT = in_mode("TNM stage?", iir=False)
 MAKING = Making(Preprocessing(), (2.0, 2.0, 6.0))
 
 
+def nano_with(zoom: Zoom | None, folder: Path) -> Path:
+    """nano, which says that it zooms so; how it was trained doesn't matter here."""
+    shutil.copytree(NANO_DIR, folder / "nano")
+    info = json.loads((folder / "nano/tumorchain.json").read_text())
+    info["zoom"] = None if zoom is None else zoom.model_dump(mode="json")
+    (folder / "nano/tumorchain.json").write_text(json.dumps(info))
+    return folder / "nano"
+
+
 @pytest.fixture(scope="module")
 def zooming(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """nano, which says that it zooms; it wasn't trained with it, and here that doesn't matter."""
-    folder = tmp_path_factory.mktemp("zooming") / "nano"
-    shutil.copytree(NANO_DIR, folder)
-    info = json.loads((folder / "tumorchain.json").read_text())
-    info["zoom"] = Zoom(organs=("liver", "pancreas", "esophagus")).model_dump(mode="json")
-    (folder / "tumorchain.json").write_text(json.dumps(info))
-    return folder
+    return nano_with(Zoom(organs=("liver", "pancreas", "esophagus")), tmp_path_factory.mktemp("zooming"))
 
 
 @pytest.fixture(scope="module")
-def asker(tmp_path_factory: pytest.TempPathFactory) -> Asker:
-    return Asker(Settings(cache_dir=tmp_path_factory.mktemp("cache")))
+def plain(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return nano_with(None, tmp_path_factory.mktemp("plain"))
+
+
+@pytest.fixture(scope="module")
+def asker(plain: Path, tmp_path_factory: pytest.TempPathFactory) -> Asker:
+    return Asker(Settings(cache_dir=tmp_path_factory.mktemp("cache"), model=plain))
 
 
 @pytest.fixture(scope="module")
@@ -77,7 +85,7 @@ def scans(asker: Asker, scanned: list[Scanned]) -> list[EncodedScan]:
     return [asker.encode(view(each, MAKING)) for each in scanned]
 
 
-def through_the_graph(scanned: list[Scanned], folder: Path, model: Path | None = None) -> list[Answer]:
+def through_the_graph(scanned: list[Scanned], folder: Path, model: Path) -> list[Answer]:
     async def scenario() -> list[Answer]:
         settings = Settings(cache_dir=folder / "cache", model=model)
         chat_model = chat_model_from(settings)
@@ -107,9 +115,9 @@ def through_the_graph(scanned: list[Scanned], folder: Path, model: Path | None =
 
 @pytest.mark.slow
 def test_rounds_are_those_of_the_graph_over_mcp(
-    asker: Asker, scanned: list[Scanned], scans: list[EncodedScan], tmp_path: Path
+    asker: Asker, plain: Path, scanned: list[Scanned], scans: list[EncodedScan], tmp_path: Path
 ) -> None:
-    answers = through_the_graph(scanned, tmp_path)
+    answers = through_the_graph(scanned, tmp_path, plain)
     talks = [Talk(scan, *asked) for scan in scans for asked in [*((q, 8) for q in QUESTIONS), (SHORT, 1)]]
     asker.answer(talks)
     assert any(len(talk.rounds) > 1 for talk in talks)
