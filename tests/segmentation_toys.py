@@ -68,7 +68,7 @@ def untrained_weights(root: Path, classes: tuple[int, ...] = (0, LIVER, STOMACH,
 
 
 def untrained_official_weights(root: Path) -> Path:
-    """Random networks in the places of TotalSegmentator's five models for task ``total`` at 1.5 mm."""
+    """Random networks in the places of TotalSegmentator's five models for task ``total`` at 1.5 mm; always the same."""
     import json
 
     import torch
@@ -88,8 +88,11 @@ def untrained_official_weights(root: Path) -> Path:
         (folder / "plans.json").write_text(json.dumps(design))
         dataset = {"channel_names": {"0": "CT"}, "labels": labels, "numTraining": 0, "file_ending": ".nii.gz"}
         (folder / "dataset.json").write_text(json.dumps(dataset))
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(task)
+            network = build_network(len(labels))
         checkpoint = {
-            "network_weights": build_network(len(labels)).state_dict(),
+            "network_weights": network.state_dict(),
             "init_args": {"configuration": "3d_fullres"},
             "trainer_name": trainer,
             "inference_allowed_mirroring_axes": (0, 1, 2),
