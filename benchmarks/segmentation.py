@@ -12,8 +12,7 @@ import os
 import subprocess
 import sys
 import tempfile
-from collections.abc import AsyncIterator, Iterator, Sequence
-from contextlib import asynccontextmanager
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import IO, Any
 
@@ -41,7 +40,7 @@ for line in sys.stdin:
 
 
 def environment(folder: Path, peer: Path) -> dict[str, str]:
-    """Of all three: the same weights, a home of their own, the peers' programs on their PATH, two cores for all."""
+    """Of all three: the same weights, a home of their own, the peers' programs on their PATH."""
     return {
         **os.environ,
         "PATH": f"{peer / 'bin'}{os.pathsep}{os.environ['PATH']}",
@@ -55,11 +54,8 @@ def environment(folder: Path, peer: Path) -> dict[str, str]:
     }
 
 
-@asynccontextmanager
-async def stdio(command: str, arguments: Sequence[str], env: dict[str, str]) -> AsyncIterator[Client]:
-    parameters = StdioServerParameters(command=command, args=list(arguments), env=env)
-    async with Client(parameters) as client:
-        yield client
+def stdio(command: Path | str, arguments: Sequence[str], env: dict[str, str]) -> Client:
+    return Client(StdioServerParameters(command=str(command), args=list(arguments), env=env))
 
 
 async def called(client: Client, tool: str, **arguments: Any) -> dict[str, Any]:
@@ -133,7 +129,7 @@ async def measured(folder: Path, peer: Path, scans: Sequence[Path]) -> dict[str,
     try:
         async with (
             stdio(sys.executable, ["-m", "tumorchain_agent.cli", "mcp"], env) as us,
-            stdio(str(peer / "bin" / "totalseg_mcp"), [], env) as them,
+            stdio(peer / "bin" / "totalseg_mcp", [], env) as them,
         ):
             for number, scan in enumerate(scans):
                 name = scan.parent.name
@@ -172,7 +168,6 @@ def tables() -> Iterator[Table]:
         mcp.row("`segment_organs`", "TotalSegmentator's own MCP server, `run_segmentation`", 8.0),
         api.row("`segment_organs`", "TotalSegmentator's Python API, one process", 4.0),
     )
-
     yield Table(TITLE, rows)
 
 

@@ -48,8 +48,8 @@ def pytest_report_header() -> str:
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     """Tests that share fixtures run in one worker."""
     for item in items:
-        first, *rest = item.path.relative_to(TESTS).parts
-        group = first if first in ONE_GROUP else "/".join((first, *rest))
+        path = item.path.relative_to(TESTS)
+        group = path.parts[0] if path.parts[0] in ONE_GROUP else path.as_posix()
         item.add_marker(pytest.mark.xdist_group(group))
 
 
