@@ -8,7 +8,7 @@ from __future__ import annotations
 import base64
 import re
 from collections import OrderedDict
-from collections.abc import AsyncIterator, Awaitable, Callable
+from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Final, TypeVar
@@ -117,10 +117,16 @@ class CTTools:
         return self._record(ScanInfo, "open_scan", content)
 
     async def segment_organs(
-        self, scan_id: str, masks: str | None = None, on_progress: OnProgress | None = None
+        self,
+        scan_id: str,
+        masks: str | None = None,
+        on_progress: OnProgress | None = None,
+        organs: Sequence[str] | None = None,
     ) -> Segmented:
-        """Segment all organs, or take over the label map ``masks``."""
-        content = await self._call("segment_organs", on_progress, scan_id=scan_id, masks=masks)
+        """Segment with the networks that find ``organs`` (default all), or take over the label map ``masks``."""
+        content = await self._call(
+            "segment_organs", on_progress, scan_id=scan_id, masks=masks, organs=organs and list(organs)
+        )
         info = self._record(SegmentationInfo, "segment_organs", content.get("info"))
         segmentation_id = str(content.get("segmentation_id", info.weights_id))
         self._restored.add((scan_id, segmentation_id))
@@ -168,9 +174,15 @@ class CTTools:
         return Pictured(records, self._notices("view_organ", content))
 
     async def restore(
-        self, path: str, volume: int | None, scan_id: str, segmentation_id: str, masks: str | None
+        self,
+        path: str,
+        volume: int | None,
+        scan_id: str,
+        segmentation_id: str,
+        masks: str | None,
+        organs: Sequence[str] | None = None,
     ) -> None:
-        """Make sure that this server has the scan and its label map at hand, e.g. after a restart.
+        """Make sure that this server has the scan and its label map of ``organs``, e.g. after a restart.
 
         Raises InputError when the file or the segmentation is no longer the one that the question began
         with.
@@ -183,7 +195,7 @@ class CTTools:
                 raise errors.InputError(
                     f"{path} has changed since the question began; ask again with --fresh"
                 )
-            segmented = await self.segment_organs(scan_id, masks)
+            segmented = await self.segment_organs(scan_id, masks, organs=organs)
             if segmented.segmentation_id != segmentation_id:
                 raise errors.InputError(
                     f"the segmentation of {path} changed since the question began; ask again with --fresh"

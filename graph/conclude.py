@@ -93,12 +93,14 @@ def _only(text: str) -> str | None:
 def absent_organs(
     conclusion: str, evidence: dict[str, OrganEvidence], segmentation: SegmentationInfo
 ) -> tuple[str, ...]:
-    """Organs that aren't in the scan: reached, spoken of in the answer, or of the five digestive organs."""
+    """Organs that aren't in the scan: reached, spoken of in the answer, or of the five digestive organs.
+
+    One that no network has looked for is none of them.
+    """
+    open_or_there = {*segmentation.organs_present, *segmentation.organs_deferred}
     reached = [organ for organ, found in evidence.items() if not found.present]
-    spoken = [
-        o for o in mentioned_organs(conclusion) if o not in evidence and o not in segmentation.organs_present
-    ]
-    five = [organ for organ in FIVE if organ not in segmentation.organs_present]
+    spoken = [o for o in mentioned_organs(conclusion) if o not in evidence and o not in open_or_there]
+    five = [organ for organ in FIVE if organ not in open_or_there]
     return tuple(dict.fromkeys([*reached, *spoken, *five]))
 
 

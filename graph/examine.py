@@ -14,6 +14,7 @@ from tumorchain_agent.records import (
     TokenSet,
 )
 from tumorchain_agent.tools.organs import display_name
+from tumorchain_agent.tools.segment_parts import organs_looked_for
 
 
 async def examine_organ(
@@ -25,8 +26,11 @@ async def examine_organ(
     """
     scan_id, segmentation_id = state["scan"]["scan_id"], state["segmentation"]["segmentation_id"]
     organ = state["organ"]
-    await tools.restore(state["scan_path"], state["volume"], scan_id, segmentation_id, state["masks"])
     segmentation = segmentation_of(state)
+    looked_for = organs_looked_for(segmentation)
+    await tools.restore(
+        state["scan_path"], state["volume"], scan_id, segmentation_id, state["masks"], looked_for
+    )
     measured = await tools.measure_organs(scan_id, segmentation_id, [organ])
     measurement = _measurement_of(organ, measured)
     tokens: TokenSet | None = None
@@ -59,6 +63,12 @@ def absent_notice(organ: str, segmentation: SegmentationInfo) -> Notice:
         return Notice(
             code="organ_unknown",
             message=f"{display_name(organ)} can't be found by the segmentation weights in use: not assessed.",
+            organ=organ,
+        )
+    if organ in segmentation.organs_deferred:
+        return Notice(
+            code="organ_deferred",
+            message=f"{display_name(organ)} was not looked for in this segmentation: not assessed.",
             organ=organ,
         )
     return Notice(

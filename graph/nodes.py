@@ -35,9 +35,11 @@ from tumorchain_agent.graph.state import (
     global_tokens_of,
     rounds_of,
     scan_of,
+    segmentation_of,
 )
 from tumorchain_agent.records import Notice, Round, ScanInfo, TokenSet
-from tumorchain_agent.tools.organs import display_name, mentioned_organs
+from tumorchain_agent.tools.organs import FIVE, display_name, mentioned_organs
+from tumorchain_agent.tools.segment_parts import organs_looked_for
 
 
 @dataclass(frozen=True)
@@ -90,11 +92,14 @@ class Nodes:
         }
 
     async def segment(self, state: IIRState) -> IIRState:
-        """The label map of all organs."""
+        """The label map; where several networks make it, first that of the organs most likely to be needed."""
+        return await self._segmented(state, _first_organs(state["question"]))
+
+    async def _segmented(self, state: IIRState, organs: list[str]) -> IIRState:
         writer = _writer()
         with _clock("segment") as spans:
             found = await self.tools.segment_organs(
-                scan_of(state).scan_id, state.get("masks"), events.progress_events(writer, "segment")
+                scan_of(state).scan_id, state.get("masks"), events.progress_events(writer, "segment"), organs
             )
         _raise(writer, found.info.notices)
         return {
@@ -102,6 +107,17 @@ class Nodes:
             "notices": [dump(notice) for notice in found.info.notices],
             "spans": spans,
         }
+
+    async def _segmented_also(self, state: IIRState, organs: list[str]) -> IIRState:
+        """The networks run that find organs of this round and were left out so far."""
+        info = segmentation_of(state)
+        looked_for = organs_looked_for(info)
+        if looked_for is None or not set(organs).intersection(info.organs_deferred):
+            return {}
+        await self.tools.restore(
+            state["scan_path"], state.get("volume"), info.scan_id, info.weights_id, None, looked_for
+        )
+        return await self._segmented(state, [*looked_for, *organs])
 
     async def reason(self, state: IIRState) -> IIRState:
         """The next round: one LLM call with the evidence that is new to it (eq. 4, 6, 7)."""
@@ -150,7 +166,8 @@ class Nodes:
         if not pending:
             return {"pending": [], "stopped_because": "no new organ"}
         if len(rounds) < self.config.max_rounds:
-            return {"pending": pending}
+            also = await self._segmented_also(state, [asked["organ"] for asked in pending])
+            return {"pending": pending, **also}
         notice = _out_of_rounds(self.config.max_rounds, [asked["organ"] for asked in pending])
         _raise(_writer(), [notice])
         return {"pending": [], "stopped_because": "max_rounds", "notices": [dump(notice)]}
@@ -200,6 +217,11 @@ class Nodes:
                 f"the evidence tokens are of checkpoint {tokens.checkpoint_id} and the LLM is of {served}; "
                 "start server and LLM with the same --model"
             )
+
+
+def _first_organs(question: str) -> list[str]:
+    """Those that the question names, or that its measurement needs; else the five digestive organs."""
+    return mentioned_organs(f"{question}\n{organs_to_measure(question)}") or list(FIVE)
 
 
 def _first_texts(question: str, reply: str) -> tuple[str, ...]:

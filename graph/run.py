@@ -19,7 +19,8 @@ from tumorchain_agent.graph.events import progress_events
 from tumorchain_agent.graph.prompts import check_question, check_zoom
 from tumorchain_agent.graph.state import History, IIRConfig, IIRInput, dump
 from tumorchain_agent.graph.threads import make_thread_id, open_checkpoints
-from tumorchain_agent.records import Answer, EvidenceKind, Notice, Round
+from tumorchain_agent.records import Answer, EvidenceKind, Notice, Round, SegmentationInfo
+from tumorchain_agent.tools.segment_parts import organs_looked_for
 
 if TYPE_CHECKING:
     from mcp import Client
@@ -108,7 +109,8 @@ async def _same_segmentation(
     if known is None:
         return True
     scan_id = snapshot.values["scan"]["scan_id"]
-    now = await tools.segment_organs(scan_id, request.get("masks"), progress_events(emit, "segment"))
+    organs = organs_looked_for(SegmentationInfo.model_validate(known["info"]))
+    now = await tools.segment_organs(scan_id, request.get("masks"), progress_events(emit, "segment"), organs)
     return bool(now.segmentation_id == known["segmentation_id"])
 
 

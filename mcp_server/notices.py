@@ -43,6 +43,8 @@ def absent(organ: str, segmentation: SegmentationInfo) -> Notice:
     """Missing is not normal, and what the weights can't find isn't even missing."""
     if organ in segmentation.organs_unknown:
         return unknown(organ)
+    if organ in segmentation.organs_deferred:
+        return deferred(organ)
     message = f"{display_name(organ)} was not found in the scan: not assessed, which is not normal."
     return Notice(code="organ_absent", message=message, organ=organ)
 
@@ -54,6 +56,15 @@ def unknown(organ: str) -> Notice:
         "Install TotalSegmentator's weights, or pass masks."
     )
     return Notice(code="organ_unknown", message=message, organ=organ)
+
+
+def deferred(organ: str) -> Notice:
+    """The label map in use comes from other networks."""
+    message = (
+        f"{display_name(organ)} was not looked for in this segmentation: not assessed. "
+        "Call segment_organs with it, and use the segmentation_id that it returns."
+    )
+    return Notice(code="organ_deferred", message=message, organ=organ)
 
 
 def out_of_view(organ: str) -> Notice:

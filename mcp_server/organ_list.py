@@ -26,11 +26,14 @@ UNKNOWN: Final = "the installed weights were never trained on it: install TotalS
 
 
 def organ_infos(
-    present: Collection[str] | None, segmentable: bool, unknown: Collection[str] = ()
+    present: Collection[str] | None,
+    segmentable: bool,
+    unknown: Collection[str] = (),
+    deferred: Collection[str] = (),
 ) -> tuple[OrganInfo, ...]:
     """Every organ; ``present`` are those that the scan holds, ``None`` when it hasn't been segmented.
 
-    ``unknown`` are organs that the weights in use can't find.
+    ``unknown`` are organs that the weights in use can't find, ``deferred`` those that have not been looked for.
     """
     return tuple(
         OrganInfo(
@@ -39,7 +42,7 @@ def organ_infos(
             display_name=display_name(name),
             synonyms=_synonyms()[name],
             structures=organ_structures(name),
-            present=None if present is None else name in present,
+            present=None if present is None or name in deferred else name in present,
             segmentable=segmentable and name not in unknown,
             unavailable_because=(UNKNOWN if name in unknown else None) if segmentable else NO_WEIGHTS,
         )

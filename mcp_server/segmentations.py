@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import gzip
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, TypeVar
 
@@ -19,6 +19,7 @@ from tumorchain_agent.mcp_server.scans import Memory, Scans
 from tumorchain_agent.mcp_server.store import Entry, Store
 from tumorchain_agent.records import SegmentationInfo
 from tumorchain_agent.settings import Settings
+from tumorchain_agent.tools.segment_parts import organs_looked_for, together
 
 if TYPE_CHECKING:
     from tumorchain_agent.tools.labels import LabelMap
@@ -54,12 +55,19 @@ class Segmentations:
             LABEL_MEMORY_BYTES, lambda label_map: int(label_map.labels.nbytes)
         )
 
-    def make(self, scan_id: str, masks: str | None, job: Job) -> SegmentationInfo:
+    def make(
+        self, scan_id: str, masks: str | None, job: Job, organs: Collection[str] | None = None
+    ) -> SegmentationInfo:
         """Segment the scan, or take over the user's label map; from then on it is the scan's current one.
 
+        Of weights that are several networks those run that find ``organs``, and that have not run yet.
         Raises LabelMapError, SegmentationError, Cancelled.
         """
-        info = self._given(scan_id, masks, job) if masks is not None else self._predicted(scan_id, job)
+        if masks is not None:
+            info = self._given(scan_id, masks, job)
+        else:
+            weights = self._segmenter.weights()
+            info = self._predicted(scan_id, weights.needed_for(organs) if organs else weights, job)
         if self.current_id(scan_id) != info.weights_id:
             self._index.write("segmentations", scan_id, {"segmentation_id": info.weights_id})
         return info
@@ -69,24 +77,32 @@ class Segmentations:
         fact = self._index.read("segmentations", scan_id)
         return None if fact is None else str(fact["segmentation_id"])
 
-    def resolve(self, scan_id: str, segmentation_id: str | None, job: Job) -> SegmentationInfo:
-        """The named label map, else the scan's current one, else a new segmentation."""
+    def resolve(
+        self, scan_id: str, segmentation_id: str | None, job: Job, organs: Collection[str] | None = None
+    ) -> SegmentationInfo:
+        """The named label map, else the scan's current one with ``organs`` (default all) in it, else a new one."""
         wanted = segmentation_id or self.current_id(scan_id)
         if wanted is None:
-            return self.make(scan_id, None, job)
-        return self.info(scan_id, wanted, job)
+            return self.make(scan_id, None, job, organs)
+        info = self.info(scan_id, wanted, job)
+        missing = info.organs_deferred if organs is None else set(organs).intersection(info.organs_deferred)
+        if segmentation_id is not None or not missing:
+            return info
+        return self.make(scan_id, None, job, [*(organs_looked_for(info) or ()), *missing])
 
     def info(self, scan_id: str, segmentation_id: str, job: Job) -> SegmentationInfo:
         """Raises LabelMapError for an id that isn't known for this scan and can't be made again."""
         found = self._store.get(_entry(scan_id, segmentation_id, _read_info))
         if found is not None:
             return found
-        if segmentation_id != self._weights_id():
-            raise LabelMapError(
-                f"segmentation {segmentation_id[:60]!r} of scan {scan_id} is not known here (or no longer in "
-                "the cache); call segment_organs again"
-            )
-        return self._predicted(scan_id, job)
+        in_use = self._weights_in_use()
+        for weights in in_use.subsets() if in_use is not None else ():
+            if weights.weights_id == segmentation_id:
+                return self._predicted(scan_id, weights, job)
+        raise LabelMapError(
+            f"segmentation {segmentation_id[:60]!r} of scan {scan_id} is not known here (or no longer in "
+            "the cache); call segment_organs again"
+        )
 
     def label_map(self, scan_id: str, segmentation_id: str, job: Job) -> LabelMap:
         """The voxels, from memory or disk. Raises like ``info``."""
@@ -151,19 +167,28 @@ class Segmentations:
         except SegmentationError:
             return None
 
-    def _weights_id(self) -> str | None:
-        weights = self._weights_in_use()
-        return weights.weights_id if weights is not None else None
-
-    def _predicted(self, scan_id: str, job: Job) -> SegmentationInfo:
-        entry = _entry(scan_id, self._segmenter.weights_id(), _read_info)
+    def _predicted(self, scan_id: str, weights: Weights, job: Job) -> SegmentationInfo:
+        """These networks' label map: made, or put together with what some of them have found already."""
+        entry = _entry(scan_id, weights.weights_id, _read_info)
 
         def make(target: Path, held: Job) -> None:
             ct = self._scans.ct(scan_id, held)
-            self._write(target, self._segmenter.segment(ct, held.progress, held.cancelled), held)
+            begun = self._largest_part(scan_id, weights)
+            if begun is None:
+                found = self._segmenter.segment(ct, held.progress, held.cancelled, weights)
+            else:
+                rest = self._segmenter.segment(ct, held.progress, held.cancelled, weights.without(begun))
+                first = self.label_map(scan_id, begun.weights_id, held)
+                found = together(ct, first, rest, weights)
+            self._write(target, found, held)
 
         info, from_cache = self._store.get_or_make(entry, make, job, work="segment")
         return info.model_copy(update={"from_cache": from_cache})
+
+    def _largest_part(self, scan_id: str, weights: Weights) -> Weights | None:
+        """Those of the networks whose label map is in the cache; of several choices the one of most networks."""
+        parts = weights.subsets()[1:]
+        return next((p for p in parts if self._store.get(_entry(scan_id, p.weights_id, _read_info))), None)
 
     def _given(self, scan_id: str, masks: str, job: Job) -> SegmentationInfo:
         from tumorchain_agent.tools.labels import load_label_map

@@ -99,14 +99,16 @@ class Toolset:
         scan_id: ScanId,
         ctx: Context,
         organs: Annotated[
-            list[str] | None, Field(description="Return mask links of these organs only; default all.")
+            list[str] | None,
+            Field(description="Segment these, list masks of these; default all."),
         ] = None,
         masks: Masks = None,
         wait_seconds: Wait = WAIT_S,
     ) -> Annotated[CallToolResult, Segmentation]:
         """Segment all organs of a scan with TotalSegmentator, or take over a label map that exists already.
 
-        Takes seconds to minutes; sends progress. Cached: a second call returns at once. Returns the
+        Takes seconds to minutes; sends progress. Name organs to wait only for what finds them: official weights
+        are five networks, each runs once. Cached: a second call returns at once. Returns the
         segmentation_id, the organs present, and mask:// resources (.nii.gz). An organ that is not present was
         not found in the scan: it is not assessed, which does not mean normal."""
         return await self._run(

@@ -48,7 +48,7 @@ from tumorchain_agent.records import (
     TokenSet,
 )
 from tumorchain_agent.settings import Settings
-from tumorchain_agent.tools.organs import ORGANS, resolve_organ
+from tumorchain_agent.tools.organs import ORGANS, organ_structures, resolve_organ
 
 if TYPE_CHECKING:
     from tumorchain_agent.tools.contact import Contact
@@ -109,14 +109,16 @@ class Workbench:
     def list_organs(self, scan_id: str | None = None, job: Job = SILENT) -> OrganList:
         """The 56 organs; with a scan that has been segmented, which of them it holds."""
         present, segmentation_id = None, None
+        deferred: tuple[str, ...] = ()
         if scan_id is not None:
             self._scans.info(scan_id)
             segmentation_id = self._segmentations.current_id(scan_id)
         if scan_id is not None and segmentation_id is not None:
-            present = self._segmentations.info(scan_id, segmentation_id, job).organs_present
+            made = self._segmentations.info(scan_id, segmentation_id, job)
+            present, deferred = made.organs_present, made.organs_deferred
         choices, unknown = self._segmentations.choices(), self._segmentations.organs_unknown()
         return OrganList(
-            organs=organ_infos(present, any(choice.would_be_used for choice in choices), unknown),
+            organs=organ_infos(present, any(choice.would_be_used for choice in choices), unknown, deferred),
             segmentation_choices=choices,
             needs_licence=licensed_tasks(),
             scan_id=scan_id,
@@ -126,10 +128,10 @@ class Workbench:
     def segment_organs(
         self, scan_id: str, organs: Sequence[str] | None = None, masks: str | None = None, job: Job = SILENT
     ) -> Segmentation:
-        """Segment the scan, or take over a label map; ``organs`` chooses whose masks are listed."""
+        """Segment the scan, or take over a label map; ``organs``: whose networks run, and whose masks are listed."""
         wanted = _resolved(organs)
         self._scans.info(scan_id)
-        info = self._segmentations.make(scan_id, masks, job)
+        info = self._segmentations.make(scan_id, masks, job, wanted)
         present = info.organs_present
         ids = {"scan_id": scan_id, "segmentation_id": info.weights_id}
         return Segmentation(
@@ -153,9 +155,9 @@ class Workbench:
     ) -> MeasurementSet:
         """The organs named; without names all organs and structures, absent ones too."""
         wanted = _resolved(organs)
-        info = self._segmented(scan_id, segmentation_id, job)
+        info = self._segmented(scan_id, segmentation_id, job, wanted)
         found, from_cache = self._measuring.measurements(scan_id, info.weights_id, job.part(0.9, 1.0))
-        records = [found[organ] for organ in wanted] if wanted else list(found.values())
+        records = [found[organ] for organ in wanted] if wanted else _looked_for(found, info)
         ids = {"scan_id": scan_id, "segmentation_id": info.weights_id}
         return MeasurementSet(
             **ids,
@@ -181,7 +183,7 @@ class Workbench:
         """τ_l; count 0 and a notice for an absent organ. ``zoom``: as the checkpoint was trained, unless false."""
         name = resolve_organ(organ)
         self.served.zoom(zoom)
-        info = self._segmented(scan_id, segmentation_id, job)
+        info = self._segmented(scan_id, segmentation_id, job, [name])
         return self._vision.roi_tokens(scan_id, info.weights_id, name, job.part(0.9, 1.0), zoom)
 
     def classify_abnormality(
@@ -193,7 +195,7 @@ class Workbench:
     ) -> ClassificationSet:
         """Cls of each organ named; without names of every organ that the scan holds."""
         wanted = _resolved(organs)
-        info = self._segmented(scan_id, segmentation_id, job)
+        info = self._segmented(scan_id, segmentation_id, job, wanted)
         chosen = wanted or info.organs_present
         records, from_cache = self._vision.classify(scan_id, info.weights_id, chosen, job.part(0.9, 1.0))
         ids = {
@@ -222,7 +224,7 @@ class Workbench:
         for plane in planes or ():
             if plane not in PLANES:
                 raise InputError(f"{plane!r} is not a plane; choose from {', '.join(PLANES)}")
-        info = self._segmented(scan_id, segmentation_id, job)
+        info = self._segmented(scan_id, segmentation_id, job, [name])
         present = name in info.organs_present
         pictures, from_cache = self._measuring.pictures(
             scan_id, info.weights_id, name, planes or PLANES, job.part(0.9, 1.0)
@@ -274,7 +276,7 @@ class Workbench:
         found, scans, limits = [], [], []
         for part, scan_id in enumerate((earlier_scan_id, later_scan_id)):
             share = job.part(0.5 * part, 0.5 * part + 0.5)
-            info = self._segmented(scan_id, None, share)
+            info = self._segmented(scan_id, None, share, wanted)
             found.append(self._measuring.measurements(scan_id, info.weights_id, share.part(0.9, 1.0))[0])
             scans.append(self._scans.info(scan_id))
             limits.append(info.notices)
@@ -323,7 +325,7 @@ class Workbench:
         if answer.segmentation is None:
             return ()
         found, _ = self._measuring.measurements(answer.scan.scan_id, answer.segmentation.weights_id, job)
-        return tuple(found.values())
+        return tuple(_looked_for(found, answer.segmentation))
 
     def global_tokens_file(self, scan_id: str, checkpoint_id: str, job: Job = SILENT) -> bytes:
         """``tokens://…/global``: safetensors, ``tokens`` [256, hidden]."""
@@ -371,9 +373,17 @@ class Workbench:
         self.served.check_id(checkpoint_id)
         return self._vision.classify(scan_id, segmentation_id, [resolve_organ(organ)], job)[0][0]
 
-    def _segmented(self, scan_id: str, segmentation_id: str | None, job: Job) -> SegmentationInfo:
+    def _segmented(
+        self, scan_id: str, segmentation_id: str | None, job: Job, organs: Sequence[str] | None = None
+    ) -> SegmentationInfo:
         self._scans.info(scan_id)
-        return self._segmentations.resolve(scan_id, segmentation_id, job.part(0.0, 0.9))
+        return self._segmentations.resolve(scan_id, segmentation_id, job.part(0.0, 0.9), organs)
+
+
+def _looked_for(found: dict[str, Measurement], info: SegmentationInfo) -> list[Measurement]:
+    """Without what the label map's networks can't find, whose absence would say nothing."""
+    deferred = {*info.organs_deferred, *(s for o in info.organs_deferred for s in organ_structures(o))}
+    return [record for record in found.values() if record.organ not in deferred]
 
 
 def _resolved(organs: Sequence[str] | None) -> tuple[str, ...] | None:

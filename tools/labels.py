@@ -127,6 +127,7 @@ def label_map(
     weights_id: str,
     seconds: float,
     organs_unknown: tuple[str, ...] = (),
+    organs_deferred: tuple[str, ...] = (),
     notices: tuple[Notice, ...] = (),
 ) -> LabelMap:
     """Ids [x, y, z] on a CT's RAS+ grid → LabelMap with its record.
@@ -150,6 +151,7 @@ def label_map(
             "weights_id": weights_id or hashlib.sha256(labels.T.data).hexdigest()[:24],
             "organs_present": tuple(name for key, name in ORGANS.items() if key in present),
             "organs_unknown": organs_unknown,
+            "organs_deferred": organs_deferred,
             "seconds": seconds,
             "notices": notices,
         }

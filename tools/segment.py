@@ -64,6 +64,7 @@ class Segmenter:
         self._worker_key: tuple[Path, str] | None = None
         self._ready = False
         self._jobs = 0
+        self._image: tuple[WorkerProcess, str, Path] | None = None
 
     def __enter__(self) -> Segmenter:
         return self
@@ -99,9 +100,16 @@ class Segmenter:
         with self._turn:
             self._started(self.weights())
 
-    def segment(self, ct: CT, progress: Progress | None = None, cancelled: Poll | None = None) -> LabelMap:
+    def segment(
+        self,
+        ct: CT,
+        progress: Progress | None = None,
+        cancelled: Poll | None = None,
+        weights: Weights | None = None,
+    ) -> LabelMap:
         """Segment the 117 structures; the label map is on the CT's RAS+ grid.
 
+        ``weights`` may be a choice among the networks of ``self.weights()``, which then are the ones that run.
         ``progress`` is called with a phase and the fraction of the whole that is done, which never falls.
         ``cancelled`` is polled ten times a second; when it is true the worker is killed within two seconds.
         Raises Cancelled, or SegmentationError naming the cause.
@@ -112,11 +120,10 @@ class Segmenter:
         cancelled = cancelled or (lambda: False)
         report = _rising(progress)
         with self._own_turn(cancelled):
-            weights = self.weights()
+            weights = weights or self.weights()
             self._started(weights)
             report("resampling", 0.0)
-            image = to_spacing(ct.hu, ct.spacing_mm, weights.spacing_mm)
-            low = self._predict(image, weights, report, cancelled)
+            low = self._predict(ct, weights, report, cancelled)
         if weights.source == "nano":
             low = without_islands(low)
         report("finishing", 0.95)
@@ -129,6 +136,7 @@ class Segmenter:
             weights_id=weights.weights_id,
             seconds=round(time.monotonic() - started, 3),
             organs_unknown=weights.organs_unknown,
+            organs_deferred=weights.organs_deferred,
             notices=(NANO_NOTICE,) if weights.source == "nano" else (),
         )
         report("finished", 1.0)
@@ -144,27 +152,37 @@ class Segmenter:
         finally:
             self._turn.release()
 
-    def _predict(
-        self, image: NDArray[np.generic], weights: Weights, report: Progress, cancelled: Poll
-    ) -> NDArray[np.uint8]:
+    def _predict(self, ct: CT, weights: Weights, report: Progress, cancelled: Poll) -> NDArray[np.uint8]:
         finished = False
         try:
             worker = self._started(weights)
             self._jobs += 1
-            files = {name: worker.folder / f"{name}-{self._jobs}.npy" for name in ("image", "result")}
-            np.save(files["image"], image)
+            image = self._resampled(worker, ct, weights)
+            shape = np.load(image, mmap_mode="r").shape
+            result = worker.folder / f"result-{self._jobs}.npy"
             self._wait_ready(worker, report, cancelled)
-            worker.send({"job": self._jobs, **{name: str(path) for name, path in files.items()}})
+            files = {"image": str(image), "result": str(result)}
+            worker.send({"job": self._jobs, "models": weights.model_ids, **files})
             self._wait_done(worker, report, cancelled)
-            labels: NDArray[np.uint8] = np.load(files["result"])
-            for path in files.values():
-                path.unlink()
-            _check_result(labels, image.shape)
+            labels: NDArray[np.uint8] = np.load(result)
+            result.unlink()
+            _check_result(labels, shape)
             finished = True
             return labels
         finally:
             if not finished:
                 self._discard()
+
+    def _resampled(self, worker: WorkerProcess, ct: CT, weights: Weights) -> Path:
+        """The scan at the networks' spacing, in a file; kept for its other networks until another scan comes."""
+        if self._image is not None and self._image[:2] == (worker, ct.scan_id):
+            return self._image[2]
+        if self._image is not None:
+            self._image[2].unlink(missing_ok=True)
+        file = worker.folder / f"image-{self._jobs}.npy"
+        np.save(file, to_spacing(ct.hu, ct.spacing_mm, weights.spacing_mm))
+        self._image = worker, ct.scan_id, file
+        return file
 
     def _started(self, weights: Weights) -> WorkerProcess:
         key = (weights.folder, weights.mode)
@@ -177,7 +195,7 @@ class Segmenter:
         return self._worker
 
     def _discard(self) -> None:
-        worker, self._worker = self._worker, None
+        worker, self._worker, self._image = self._worker, None, None
         if worker is not None:
             worker.kill()
 

@@ -64,7 +64,6 @@ class WorkerProcess:
             "nano": weights.source == "nano",
             "mode": weights.mode,
             "spacing_mm": weights.spacing_mm,
-            "models": len(weights.models),
             "device": device,
             "threads": worker_threads(weights),
         }

@@ -5,21 +5,25 @@ from __future__ import annotations
 import hashlib
 import json
 import os
-from dataclasses import dataclass
-from functools import cached_property
+from collections.abc import Collection
+from dataclasses import dataclass, replace
+from functools import cached_property, lru_cache
+from itertools import combinations
 from pathlib import Path
 from typing import Literal
 
 from tumorchain_agent.errors import SegmentationError
 from tumorchain_agent.settings import Settings
 from tumorchain_agent.tools.islands import ISLAND_SHARE
-from tumorchain_agent.tools.organs import MERGE, ORGANS
+from tumorchain_agent.tools.organs import MERGE, ORGANS, STRUCTURES
+from tumorchain_agent.tools.segment_parts import structures_of
 
 NANO_WEIGHTS = Path(__file__).parent.parent / "model" / "nano_segmentation"
 """Ships with the package: TotalSegmentator's folder layout, one model for task ``total``, fast (3 mm)."""
 
 Mode = Literal["default", "fast", "fastest"]
 CHECKPOINT = "checkpoint_final.pth"
+NEEDED = ("plans.json", "dataset.json", f"fold_0/{CHECKPOINT}")
 TRAINED = "tumorchain_trained_labels"
 """Key of ``dataset.json``: TotalSegmentator ids that networks of ours were trained on."""
 _MODES: tuple[Mode, ...] = ("default", "fast", "fastest")
@@ -39,6 +43,10 @@ class Weights:
     """Isotropic spacing that the networks of this mode work at."""
     models: tuple[Path, ...]
     """Folders with ``plans.json``, ``dataset.json`` and ``fold_0``."""
+    model_ids: tuple[int, ...]
+    """TotalSegmentator's number of each model; of several the later one's voxels count."""
+    left_out: tuple[int, ...] = ()
+    """Numbers of the task's models that do not run: see ``needed_for``."""
 
     @property
     def task(self) -> str:
@@ -47,7 +55,7 @@ class Weights:
 
     @cached_property
     def organs_unknown(self) -> tuple[str, ...]:
-        """Organs that none of the networks was trained to find; official weights find all 56."""
+        """Organs that no network of the task was trained to find; official weights find all 56."""
         data = [json.loads((model / "dataset.json").read_text(encoding="utf-8")) for model in self.models]
         if not data or any(TRAINED not in dataset for dataset in data):
             return ()
@@ -61,10 +69,50 @@ class Weights:
         if self.source == "nano":
             digest.update(f" without islands {ISLAND_SHARE}".encode())
         for model in self.models:
-            for name in ("plans.json", "dataset.json", f"fold_0/{CHECKPOINT}"):
-                digest.update(f"\n{model.parent.name}/{name} ".encode())
-                _hash_file(digest, model / name)
+            files = [(model / name).stat() for name in NEEDED]
+            digest.update(_model_digest(model, tuple((file.st_mtime_ns, file.st_size) for file in files)))
         return digest.hexdigest()[:16]
+
+    @cached_property
+    def organs_deferred(self) -> tuple[str, ...]:
+        """Organs that the models ``left_out`` find."""
+        missing = {int(MERGE[key]) for model in self.left_out for key in structures_of(model)}
+        return tuple(name for number, name in ORGANS.items() if number in missing)
+
+    def needed_for(self, organs: Collection[str]) -> Weights:
+        """The same task with those models only that find a structure of ``organs``.
+
+        Task ``total`` at 1.5 mm is five models, and one of them finds all abdominal organs.
+        """
+        wanted = {key for key in STRUCTURES if ORGANS[int(MERGE[key])] in organs}
+        needed = [i for i, model in enumerate(self.model_ids) if not wanted.isdisjoint(structures_of(model))]
+        return self._with(needed) if needed and len(self.models) > 1 else self
+
+    def without(self, others: Weights) -> Weights:
+        """The models that ``others`` does not have."""
+        return self._with([i for i, model in enumerate(self.model_ids) if model not in others.model_ids])
+
+    def subsets(self) -> list[Weights]:
+        """These weights and every choice of some of their models, those of many models first."""
+        count = len(self.models)
+        chosen = [chosen for n in range(count, 0, -1) for chosen in combinations(range(count), n)]
+        return [self._with(list(each)) for each in chosen]
+
+    def _with(self, chosen: list[int]) -> Weights:
+        ids = tuple(self.model_ids[i] for i in chosen)
+        left_out = sorted({*self.model_ids, *self.left_out} - set(ids))
+        models = tuple(self.models[i] for i in chosen)
+        return replace(self, models=models, model_ids=ids, left_out=tuple(left_out))
+
+
+@lru_cache(maxsize=64)
+def _model_digest(model: Path, as_of: tuple[tuple[int, int], ...]) -> bytes:
+    """Read once as long as the files' times and sizes, ``as_of``, stay the same."""
+    digest = hashlib.sha256()
+    for name in NEEDED:
+        digest.update(f"\n{model.parent.name}/{name} ".encode())
+        _hash_file(digest, model / name)
+    return digest.digest()
 
 
 def _hash_file(digest: hashlib._Hash, path: Path) -> None:
@@ -94,10 +142,9 @@ def installed(root: Path, mode: Mode, source: Literal["official", "nano"]) -> We
     config = TASK_CONFIGS["total"]["sub_modes"][mode]
     ids = config["task_id"] if isinstance(config["task_id"], list) else [config["task_id"]]
     models = tuple(model_folder(root, task_id, config["trainer"]) for task_id in ids)
-    needed = ("plans.json", "dataset.json", f"fold_0/{CHECKPOINT}")
-    if not all((model / name).is_file() for model in models for name in needed):
+    if not all((model / name).is_file() for model in models for name in NEEDED):
         return None
-    return Weights(source, mode, root, float(config["resample"]), models)
+    return Weights(source, mode, root, float(config["resample"]), models, tuple(int(each) for each in ids))
 
 
 def official_folder() -> Path:

@@ -40,6 +40,8 @@ class Job:
     """HU [x, y, z], RAS+, isotropic at the weights' spacing."""
     result: str
     """uint8 label ids on the same grid."""
+    models: list[int]
+    """TotalSegmentator's numbers of the networks to run."""
 
 
 class Channel:
@@ -83,8 +85,6 @@ class Options:
     nano: bool
     mode: str
     spacing_mm: float
-    models: int
-    """How many networks this mode runs; 5 for ``total`` at 1.5 mm."""
     device: str
     threads: int
 
@@ -131,12 +131,11 @@ def totalsegmentator_device(device: str) -> str:
 class Reporter:
     """Windows of several networks → one fraction."""
 
-    def __init__(self, channel: Channel, models: int) -> None:
-        self.channel, self.models, self.finished = channel, models, 0
-        self.job = 0
+    def __init__(self, channel: Channel) -> None:
+        self.channel, self.finished = channel, 0
 
-    def begin(self, job: int) -> None:
-        self.job, self.finished = job, 0
+    def begin(self, job: Job) -> None:
+        self.job, self.models, self.finished = job.job, len(job.models), 0
 
     def __call__(self, done: int, total: int) -> None:
         fraction = min((self.finished + done / total) / self.models, 1.0)
@@ -145,10 +144,20 @@ class Reporter:
             self.finished += 1
 
 
+def _choose_models(mode: str, models: list[int]) -> None:
+    """Narrow a task of several networks; ``roi_subset`` would crop the scan by one more network first."""
+    from totalsegmentator.map_tasks_config import TASK_CONFIGS
+
+    config = TASK_CONFIGS["total"]["sub_modes"][mode]
+    if isinstance(config["task_id"], list):
+        config["task_id"] = models
+
+
 def run_job(job: Job, options: Options, totalsegmentator: Any, device: str) -> None:
     """One scan through TotalSegmentator's Python API, which finds it at its own spacing already."""
     import nibabel as nib
 
+    _choose_models(options.mode, job.models)
     image = np.load(job.image)
     spacing = options.spacing_mm
     affine = np.diag([spacing, spacing, spacing, 1.0])
@@ -185,7 +194,7 @@ def main(arguments: list[str]) -> None:
     device = totalsegmentator_device(options.device)
     from tumorchain_agent.tools.warm_predictor import WarmPredictor
 
-    reporter = Reporter(channel, options.models)
+    reporter = Reporter(channel)
     WarmPredictor.report = staticmethod(reporter)
     channel.send("ready")
     while True:
@@ -193,6 +202,6 @@ def main(arguments: list[str]) -> None:
         sys.stdout.flush()
         os.ftruncate(sys.stdout.fileno(), 0)
         started = time.monotonic()
-        reporter.begin(job.job)
+        reporter.begin(job)
         run_job(job, options, totalsegmentator, device)
         channel.send("done", job=job.job, seconds=round(time.monotonic() - started, 3))

@@ -16,6 +16,7 @@ from tumorchain_agent.graph.trace import trace_records
 from tumorchain_agent.output import ANSWER, MASKS, PICTURES, REPORT, TRACE
 from tumorchain_agent.records import Answer, Measurement, Picture
 from tumorchain_agent.report import render_report
+from tumorchain_agent.tools.segment_parts import organs_looked_for
 
 if TYPE_CHECKING:
     from mcp import Client
@@ -39,7 +40,8 @@ async def collect(
     """The material of an answer about the file ``scan``; raises what the tools raise."""
     tools = CTTools(client)
     opened = await tools.open_scan(scan, volume)
-    segmented = await tools.segment_organs(opened.scan_id, masks)
+    organs = organs_looked_for(answer.segmentation) if answer.segmentation is not None else None
+    segmented = await tools.segment_organs(opened.scan_id, masks, organs=organs)
     names = (opened.scan_id, segmented.segmentation_id)
     measured = await tools.measure_organs(*names)
     pictures: dict[str, tuple[tuple[Picture, bytes], ...]] = {}

@@ -84,6 +84,8 @@ class SegmentationInfo(Record):
     """Table 10 names with at least one voxel."""
     organs_unknown: tuple[str, ...] = ()
     """Table 10 names that the weights were never trained to find: that they aren't there says nothing."""
+    organs_deferred: tuple[str, ...] = ()
+    """Table 10 names that networks find which have not run: ``segment_organs`` with one of them runs those."""
     seconds: float
     from_cache: bool = False
     notices: tuple[Notice, ...] = ()

@@ -152,7 +152,8 @@ def _organ(
 ) -> dict[str, Any]:
     known = name in ORGANS.values()
     structure = organ_structures(name)[0] if known else None
-    unknown = answer.segmentation is not None and name in answer.segmentation.organs_unknown
+    made = answer.segmentation
+    unknown = made is not None and name in (*made.organs_unknown, *made.organs_deferred)
     return {
         "name": name,
         "title": sentence_case(display_name(name)) if known else name,

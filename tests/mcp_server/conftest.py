@@ -124,7 +124,7 @@ class ScriptedSegmenter(Segmenter):
         self.closed = False
 
     def weights(self) -> Weights:
-        return Weights("nano", "fast", self._masks.parent, 3.0, ())
+        return Weights("nano", "fast", self._masks.parent, 3.0, (), ())
 
     def close(self) -> None:
         self.closed = True
@@ -134,6 +134,7 @@ class ScriptedSegmenter(Segmenter):
         ct: CT,
         progress: Callable[[str, float], None] | None = None,
         cancelled: Callable[[], bool] | None = None,
+        weights: Weights | None = None,
     ) -> LabelMap:
         assert progress is not None
         assert cancelled is not None

@@ -305,7 +305,7 @@ def official(root: Path, *modes: str) -> Path:
             folder = model_folder(root, task, tasks[mode][1])
             (folder / "fold_0").mkdir(parents=True)
             for name in ("plans.json", "dataset.json", "fold_0/checkpoint_final.pth"):
-                (folder / name).write_text(f"{task} {name}")
+                (folder / name).write_text(json.dumps([task, name]))
     return root
 
 
