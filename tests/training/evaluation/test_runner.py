@@ -17,6 +17,7 @@ from PIL import Image
 from tests.conftest import WriteNifti, torso, torso_grid
 from tests.training.evaluation.endpoint import MODEL, pictures_of, scripted, text_of
 from tumorchain_agent.cli import main
+from tumorchain_agent.training.data.files import read_samples
 from tumorchain_agent.training.data.m3d import COLUMNS as M3D_COLUMNS
 from tumorchain_agent.training.data.rad3d import COLUMNS as RAD_COLUMNS
 from tumorchain_agent.training.evaluation.prompts import read_prompt
@@ -112,6 +113,31 @@ def test_3d_rad_counts_an_unreadable_answer_as_wrong_and_says_so(
     cells = {(c["group"], c["row"]): c for c in json.loads(capsys.readouterr().out)["cells"]}
     assert cells["subtask", "3d-rad/Task4"]["rate"]["value"] == 1
     assert (cells["all", "all"]["rate"]["value"], cells["all", "all"]["unanswered"]) == (0.5, 1)
+
+
+def test_chains_of_reasoning_are_scored_where_the_questions_have_some(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main(["phantom", str(tmp_path), "--seed", "7200003", "--resolution", "nano"]) == 0
+    assert main(["data", "from-phantoms", str(tmp_path), str(tmp_path / "all.jsonl")]) == 0
+    chains = [sample for sample in read_samples(tmp_path / "all.jsonl") if sample.rounds]
+    told, silent = chains[0], chains[-1]
+    assert told.question != silent.question
+    path, out = tmp_path / "two.jsonl", tmp_path / "out"
+    path.write_text("".join(sample.model_dump_json(by_alias=True) + "\n" for sample in (told, silent)))
+
+    def reply(request: dict[str, Any]) -> str:
+        return " ".join(told.texts) if told.question in text_of(request) else "I can't tell."
+
+    with scripted(reply) as server:
+        command = ["evaluate", "--suite", "tumorcot", str(path), *DIRECT, "--out", str(out)]
+        capsys.readouterr()
+        assert main([*command, "--llm-url", server.url]) == 0
+    shown = capsys.readouterr().out
+    results = [json.loads(line) for line in (out / "chains.jsonl").read_text().splitlines()]
+    assert {each["id"]: each["score"]["overall_score"] for each in results} == {told.id: 100, silent.id: 0}
+    assert "CoT_e" in shown
+    assert "triples (deterministic)" in shown
 
 
 @pytest.mark.parametrize(
