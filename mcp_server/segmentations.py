@@ -106,13 +106,17 @@ class Segmentations:
 
     def label_map(self, scan_id: str, segmentation_id: str, job: Job) -> LabelMap:
         """The voxels, from memory or disk. Raises like ``info``."""
-        from tumorchain_agent.tools.labels import LabelMap
-
-        key = _memory_key(scan_id, segmentation_id)
-        found = self._memory.get(key)
+        found = self._kept(scan_id, segmentation_id)
         if found is None:
-            info = self.info(scan_id, segmentation_id, job)
-            found = LabelMap(self._read(scan_id, segmentation_id, _read_labels), info)
+            self.info(scan_id, segmentation_id, job)
+            found = self._read(scan_id, segmentation_id, _read_label_map)
+        return found
+
+    def _kept(self, scan_id: str, segmentation_id: str) -> LabelMap | None:
+        """The voxels, if they are in memory or on disk."""
+        key = _memory_key(scan_id, segmentation_id)
+        found = self._memory.get(key) or self._store.get(_entry(scan_id, segmentation_id, _read_label_map))
+        if found is not None:
             self._memory.put(key, found)
         return found
 
@@ -174,21 +178,19 @@ class Segmentations:
         def make(target: Path, held: Job) -> None:
             ct = self._scans.ct(scan_id, held)
             begun = self._largest_part(scan_id, weights)
-            if begun is None:
-                found = self._segmenter.segment(ct, held.progress, held.cancelled, weights)
-            else:
-                rest = self._segmenter.segment(ct, held.progress, held.cancelled, weights.without(begun))
-                first = self.label_map(scan_id, begun.weights_id, held)
-                found = together(ct, first, rest, weights)
-            self._write(target, found, held)
+            missing = weights.without(begun[0]) if begun else weights
+            found = self._segmenter.segment(ct, held.progress, held.cancelled, missing)
+            self._write(target, together(ct, begun[1], found, weights) if begun else found, held)
 
         info, from_cache = self._store.get_or_make(entry, make, job, work="segment")
         return info.model_copy(update={"from_cache": from_cache})
 
-    def _largest_part(self, scan_id: str, weights: Weights) -> Weights | None:
-        """Those of the networks whose label map is in the cache; of several choices the one of most networks."""
-        parts = weights.subsets()[1:]
-        return next((p for p in parts if self._store.get(_entry(scan_id, p.weights_id, _read_info))), None)
+    def _largest_part(self, scan_id: str, weights: Weights) -> tuple[Weights, LabelMap] | None:
+        """Some of the networks, as many as can be, whose label map is in the cache."""
+        for part in weights.subsets()[1:]:
+            if (found := self._kept(scan_id, part.weights_id)) is not None:
+                return part, found
+        return None
 
     def _given(self, scan_id: str, masks: str, job: Job) -> SegmentationInfo:
         from tumorchain_agent.tools.labels import load_label_map
@@ -253,8 +255,10 @@ def _read_info(folder: Path) -> SegmentationInfo:
     return info.model_copy(update={"from_cache": True})
 
 
-def _read_labels(folder: Path) -> NDArray[np.uint8]:
+def _read_label_map(folder: Path) -> LabelMap:
     import nibabel
 
+    from tumorchain_agent.tools.labels import LabelMap
+
     image: Any = nibabel.load(folder / LABELS)
-    return np.asarray(image.dataobj, np.uint8)
+    return LabelMap(np.asarray(image.dataobj, np.uint8), _read_info(folder))
