@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import difflib
-import hashlib
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
@@ -12,6 +11,7 @@ from types import TracebackType
 from typing import Any, Literal
 
 import numpy as np
+from blake3 import blake3
 from numpy.typing import NDArray
 
 from tumorchain_agent.errors import ScanError
@@ -248,7 +248,7 @@ def _scan_id(hu: NDArray[np.float32], affine: Affine) -> str:
 
 
 class _ScanId:
-    """24 hex digits of SHA-256 over shape, rounded affine and voxels, hashed beside the caller's work.
+    """24 hex digits of BLAKE3 over shape, rounded affine and voxels, hashed beside the caller's work.
 
     The affine is rounded (0.001 mm in the axes, 0.01 mm in the origin) because NIfTI keeps it in float32; the
     offset keeps decimal and binary fractions, which headers hold, away from the rounding edge.
@@ -257,7 +257,7 @@ class _ScanId:
     def __init__(self, shape: tuple[int, ...], affine: Affine) -> None:
         steps = np.array([1e-3, 1e-3, 1e-3, 1e-2])
         rounded = np.floor(affine[:3] / steps + 0.5 + 0.31830989).astype(np.int64)
-        self._digest = hashlib.sha256(b"tumorchain-scan-1")
+        self._digest = blake3(b"tumorchain-scan-2")
         self._digest.update(np.array(shape, np.int64).tobytes() + rounded.tobytes())
         self._beside = ThreadPoolExecutor(1)
 
@@ -271,7 +271,8 @@ class _ScanId:
 
     def add(self, slab: NDArray[np.float32]) -> None:
         """The next slab [k, y, x]; it mustn't change before the block ends."""
-        self._beside.submit(self._digest.update, np.ascontiguousarray(slab).data)
+        flat = np.ascontiguousarray(slab).reshape(-1).view(np.uint8)
+        self._beside.submit(self._digest.update, flat.data)
 
     @property
     def text(self) -> str:
