@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import logging
+import socket
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager
 from pathlib import Path
@@ -197,3 +198,9 @@ def test_a_port_that_is_taken_is_an_error_of_one_line() -> None:
         taken = HttpOptions(port=listening.getsockname()[1])
         with pytest.raises(InputError, match="choose another"):
             http._listen(taken)
+
+
+def test_an_answer_is_sent_at_once_and_does_not_wait_for_its_head_to_be_confirmed() -> None:
+    with http._listen(HttpOptions(port=0)) as listening:
+        with socket.create_connection(listening.getsockname()), listening.accept()[0] as accepted:
+            assert accepted.getsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY)
