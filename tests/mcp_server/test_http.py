@@ -201,6 +201,9 @@ def test_a_port_that_is_taken_is_an_error_of_one_line() -> None:
 
 
 def test_an_answer_is_sent_at_once_and_does_not_wait_for_its_head_to_be_confirmed() -> None:
-    with http._listen(HttpOptions(port=0)) as listening:
-        with socket.create_connection(listening.getsockname()), listening.accept()[0] as accepted:
-            assert accepted.getsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY)
+    with (
+        http._listen(HttpOptions(port=0)) as listening,
+        socket.create_connection(listening.getsockname()),
+        listening.accept()[0] as accepted,
+    ):
+        assert accepted.getsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY)
