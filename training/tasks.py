@@ -24,3 +24,17 @@ SUBTASK_ODDS: Final = {
     "count": 1.0, "others": 1.0, "tumor": 1.5, "node": 1.0, "metastasis": 1.0,
 }  # fmt: skip
 """How often training asks a phantom about what."""
+
+OF_ALL: Final = ("organ", "tumor_position", "report")
+"""Subtasks that every patient is asked; the others presuppose a tumor."""
+
+UNFOUNDED: Final = 0.1
+"""How often, of its odds, training asks a healthy phantom what presupposes a tumor: that there is none must stay an
+answer, but where many such questions are, it is the likeliest one as soon as a tumor is hard to see."""
+
+
+def subtask_odds(*, healthy: bool) -> dict[str, float]:
+    """How often training asks a patient about what; the odds don't add up to 1."""
+    if not healthy:
+        return dict(SUBTASK_ODDS)
+    return {name: odds if name in OF_ALL else UNFOUNDED * odds for name, odds in SUBTASK_ODDS.items()}

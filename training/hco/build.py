@@ -139,7 +139,16 @@ def open_sources(config: TrainConfig, cache: Path, engine: Engine) -> tuple[Sour
     engine.barrier()
     counts = (phantoms.patients, phantoms.validation_patients)
     training, validation = (
-        PhantomSource(folder, count, config.seed, volumes, phantoms.diseases, data.volumes, config.zoom)
+        PhantomSource(
+            folder,
+            count,
+            config.seed,
+            volumes,
+            phantoms.diseases,
+            data.volumes,
+            config.zoom,
+            phantoms.healthy,
+        )
         for folder, count in zip(pools, counts, strict=True)
     )
     return training, validation

@@ -93,6 +93,8 @@ class Phantoms(_Part):
     validation_patients: int = Field(default=48, gt=0)
     diseases: tuple[float, ...] = (0.4, 0.6)
     """Odds of 0, 1, 2 … primary tumors."""
+    healthy: float = Field(default=1.0, gt=0, le=1)
+    """Share of the healthy patients that an epoch asks about; they take turns."""
     described: int = Field(default=24, ge=0)
     """Phantoms written and read as scans, for the ranges that tell inference what is unlike them."""
     suspicion: Literal["cls", "neutral"] = "cls"

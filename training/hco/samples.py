@@ -26,7 +26,7 @@ from tumorchain_agent.training.phantom.text import (
     findings,
 )
 from tumorchain_agent.training.phantom.wording import look_closer
-from tumorchain_agent.training.tasks import SUBTASK_ODDS, TASK_OF
+from tumorchain_agent.training.tasks import TASK_OF, subtask_odds
 
 Retell = Callable[[Sequence[str]], str]
 
@@ -92,8 +92,8 @@ def of_phantom(
     """A question about a phantom, drawn by ``seed``; ``suspicion`` as ``compose`` takes it, neutral by default."""
     rng = np.random.default_rng([17, *seed])
     truth = truth_of(scan.truth or {})
-    subtasks, odds = list(SUBTASK_ODDS), np.array(list(SUBTASK_ODDS.values()))
-    subtask = str(rng.choice(subtasks, p=odds / odds.sum()))
+    odds = subtask_odds(healthy=truth.organ is None)
+    subtask = str(rng.choice(list(odds), p=np.array(list(odds.values())) / sum(odds.values())))
     there = [organ for organ in ORGANS if organ in scan.coverage]
     beliefs = {organ: float(rng.beta(1.0, 2.0)) for organ in there}
     if suspicion is not None:

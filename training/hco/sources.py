@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Collection, Iterable, Sequence
 from dataclasses import asdict, dataclass, replace
+from functools import cached_property
 from itertools import repeat
 from pathlib import Path
 from typing import Literal, Protocol
@@ -282,8 +283,10 @@ class PhantomSource:
         diseases: tuple[float, ...] = (0.4, 0.6),
         volumes: str = "float16",
         zoom: Zoom | None = None,
+        healthy: float = 1.0,
     ) -> None:
         self.pool, self.patients, self.seed, self.zoom = pool, patients, seed, zoom
+        self.healthy = healthy
         self.cache, self.diseases, self.volumes = cache, diseases, volumes
         self._opened: Pool | None = None
         self._pool_key = content_key(np.load(pool / "seeds.npy"))
@@ -295,11 +298,28 @@ class PhantomSource:
         return self.patients
 
     def units(self, epoch: int, questions: int) -> Sequence[Unit]:
-        """Every patient once; other questions in every epoch."""
+        """Every patient once, of the healthy a share by turns; other questions in every epoch."""
         return [
             Unit(scan, tuple((epoch * self.patients + scan) * questions + k for k in range(questions)))
-            for scan in range(self.patients)
+            for scan in self._asked(epoch)
         ]
+
+    def _asked(self, epoch: int) -> Sequence[int]:
+        if self.healthy == 1:
+            return range(self.patients)
+        healthy = np.flatnonzero(self._is_healthy)
+        count = round(self.healthy * len(healthy))
+        turn = healthy[(epoch * count + np.arange(count)) % max(len(healthy), 1)]
+        asked: list[int] = np.union1d(np.flatnonzero(~self._is_healthy), turn).tolist()
+        return asked
+
+    @cached_property
+    def _is_healthy(self) -> NDArray[np.bool_]:
+        """By patient; from the cache, which is filled by then or becomes so."""
+        found = (load(self, scan, volume=False, crops=()) for scan in range(self.patients))
+        return np.array(
+            [isinstance(each, ScanData) and not (each.truth or {}).get("organ") for each in found]
+        )
 
     def name(self, unit: Unit) -> str:
         return f"phantom {self.seed}/{unit.scan}"

@@ -11,10 +11,8 @@ from tumorchain_agent.records import Record
 from tumorchain_agent.training.phantom.patient import ORGANS, Truth
 from tumorchain_agent.training.phantom.text import ask
 from tumorchain_agent.training.suite.answers import true_fields
-from tumorchain_agent.training.tasks import SUBTASKS
+from tumorchain_agent.training.tasks import OF_ALL, SUBTASKS
 
-OF_ALL: Final = ("organ", "tumor_position", "report")
-"""Subtasks that every patient is asked; the others presuppose a tumor."""
 TUMOR_SHARE: Final = 0.6
 """Of the cohort, as ``patient.generate`` draws it."""
 _TAG: Final = 20260507

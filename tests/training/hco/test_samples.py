@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
@@ -235,6 +236,40 @@ def test_a_phantoms_truth_is_told_of_the_organs_that_were_looked_at(
         assert own.organs[1] == ("liver",)
         assert {o for organs in own.organs for o in organs} == {"liver", *shown}
         assert own.texts[-1].endswith(item.answer)
+
+
+def test_what_presupposes_a_tumor_is_seldom_asked_of_healthy_phantoms_and_often_of_others(
+    tmp_path: Path,
+) -> None:
+    make_pool(tmp_path / "pool", 2, 0, workers=1)
+    for diseases, least, most in (((1.0,), 0.02, 0.15), ((0.0, 1.0), 0.3, 0.6)):
+        source = PhantomSource(tmp_path / "pool", 1, 0, VolumeCache(tmp_path), diseases)
+        scan = load(source, 0)
+        assert isinstance(scan, ScanData)
+        items = [of_phantom(scan, [0, pick], None, "p") for pick in range(300)]
+        tasks = Counter(item.task for item in items)
+        assert least < (tasks["lesion"] + tasks["tnm"]) / 300 < most, tasks
+
+
+def test_a_share_of_the_healthy_patients_is_asked_in_turns_and_the_ill_ones_in_every_epoch(
+    tmp_path: Path,
+) -> None:
+    make_pool(tmp_path / "pool", 2, 0, workers=1)
+    cache = VolumeCache(tmp_path)
+    healthy = {
+        scan
+        for scan in range(10)
+        if not (PhantomSource(tmp_path / "pool", 10, 0, cache).whole(scan).truth or {})["organ"]
+    }
+    assert 2 <= len(healthy) <= 8
+    source = PhantomSource(tmp_path / "pool", 10, 0, cache, healthy=0.5)
+    epochs = [[unit.scan for unit in source.units(epoch, 2)] for epoch in range(4)]
+    for asked in epochs:
+        assert {*range(10)} - healthy <= {*asked}
+        assert len(asked) == len({*asked}) == 10 - len(healthy) + round(0.5 * len(healthy))
+    assert {scan for asked in epochs for scan in asked} == {*range(10)}
+    picks = [pick for epoch in range(4) for unit in source.units(epoch, 2) for pick in unit.picks]
+    assert len(picks) == len({*picks})
 
 
 def test_an_organ_that_the_label_map_lacks_is_a_bad_sample_by_name() -> None:

@@ -14,8 +14,8 @@ from tumorchain_agent.training.modes import MODES
 from tumorchain_agent.training.phantom.patient import ORGANS, Truth
 from tumorchain_agent.training.phantom.text import compose
 from tumorchain_agent.training.suite.answers import FIELDS, NONE, answer_in, read_fields, score, true_fields
-from tumorchain_agent.training.suite.questions import OF_ALL, questions_of
-from tumorchain_agent.training.tasks import SUBTASKS
+from tumorchain_agent.training.suite.questions import questions_of
+from tumorchain_agent.training.tasks import OF_ALL, SUBTASKS
 
 
 def truths(seed: int, count: int = 60) -> list[Truth]:
