@@ -17,6 +17,7 @@ import json
 import os
 import queue
 import random
+import re
 import subprocess
 import sys
 import tempfile
@@ -35,6 +36,9 @@ from tests.conftest import torso, torso_grid
 
 ANSWER_S = 5.0
 MAX_BYTES = 2 << 30
+UNFORESEEN = re.compile(
+    r"failedunexpectedly|Unexpected(?:Tool|Resource)Error|Traceback\(mostrecentcalllast\)"
+)
 BATCH = 40
 INFO = {"name": "fuzz", "version": "0"}
 INITIALIZE = {"protocolVersion": "2025-06-18", "capabilities": {}, "clientInfo": INFO}
@@ -262,10 +266,14 @@ def fuzz(messages: int, seed: int, folder: Path) -> Outcome:
     finally:
         server.process.terminate()
         server.process.wait(60)
-    for line in server.said().splitlines():
-        if "unexpected" in line.lower() or line.startswith("Traceback"):
-            outcome.failures.append(line[:300])
+    outcome.failures += unforeseen(server.said())
     return outcome
+
+
+def unforeseen(log: str) -> list[str]:
+    """Where a log tells of an exception that nobody foresaw; its lines are broken anywhere, also within words."""
+    text = "".join(log.split())
+    return [text[max(found.start() - 200, 0) : found.end() + 300] for found in UNFORESEEN.finditer(text)]
 
 
 def _broken(server: Server, outcome: Outcome) -> bool:

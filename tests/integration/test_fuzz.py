@@ -59,3 +59,14 @@ def test_answers_that_are_no_typed_errors_are_told_from_those_that_are() -> None
             ),
         }
         assert {line: fuzz.kind_of(line) for line in known} == known
+
+
+def test_an_exception_that_nobody_foresaw_is_found_in_a_log_that_breaks_words_and_a_refused_argument_is_none() -> (
+    None
+):
+    with pytest.MonkeyPatch.context() as patch:
+        fuzz = script("fuzz_mcp", patch)
+        refused = "for open_scan\n  Unexpected keyword\n  argument [type=unexpected_keyword_\n argument]"
+        crashed = "ERROR  Unexpected\n   ToolError: boom\n"
+        assert fuzz.unforeseen(refused) == []
+        assert len(fuzz.unforeseen(refused + crashed)) == 1
