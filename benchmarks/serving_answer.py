@@ -5,8 +5,9 @@ Ways that take turns, each on a new scan whose results nobody has yet:
 - ``ours``: prefix cache, segmentation beside encoding and round 1, networks loaded by an earlier scan;
 - ``plain``: the same rounds without prefix cache, segmentation after round 1, networks loaded anew.
 
-Then, with a round 1 that lasts longer than segmentation: ``beside`` it, ``after`` it, and ``there`` already, so that it
-takes no time. nano stops after two rounds or so; here each round is made to name one more organ.
+Then, of scans that are open, with a round 1 that lasts longer than segmentation: it runs ``beside`` that round,
+``after`` it, or has run before and is ``there``. How many cores are busy tells whether there is room beside anything.
+nano stops after two rounds or so; here each round is made to name one more organ.
 """
 
 from __future__ import annotations
@@ -15,12 +16,16 @@ import tempfile
 import time
 import uuid
 from collections.abc import AsyncIterator, Sequence
-from contextlib import closing
+from contextlib import ExitStack, closing
+from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import anyio
 import numpy as np
+import psutil
+from bench import cores
 from langchain_core.language_models import BaseChatModel
 from langchain_core.messages import AIMessage, AIMessageChunk, BaseMessage
 from langchain_core.outputs import ChatGenerationChunk, ChatResult
@@ -39,7 +44,8 @@ WANTED, WANTED_ADDED = 3.0, 0.10
 ROUNDS = 4
 PROBE_TOKENS, MOST_TOKENS, LONGER = 100, 4000, 1.5
 WARM_UP = 2
-ORGANS = ("liver", "spleen", "stomach")
+ORGANS = ("spleen", "gallbladder", "aorta")
+"""That nano names by itself in none of its rounds."""
 QUESTION = "Is there a tumor, and what is the TNM stage?"
 
 
@@ -80,31 +86,62 @@ class Serial(CTTools):
     first_round: anyio.Event
 
     async def segment_organs(
-        self, scan_id: str, masks: str | None = None, on_progress: OnProgress | None = None
+        self,
+        scan_id: str,
+        masks: str | None = None,
+        on_progress: OnProgress | None = None,
+        organs: Sequence[str] | None = None,
     ) -> Segmented:
         await self.first_round.wait()
-        return await super().segment_organs(scan_id, masks, on_progress)
+        return await super().segment_organs(scan_id, masks, on_progress, organs)
+
+
+@dataclass(frozen=True)
+class Timed:
+    """An answer, how long it took, and how many of the machine's cores worked meanwhile."""
+
+    seconds: float
+    cores: float
+    answer: Answer
+
+
+def busy_seconds() -> float:
+    """Seconds that the machine's cores have worked, whoever for."""
+    spent = psutil.cpu_times()
+    return float(spent.user + spent.nice + spent.system)
 
 
 async def answer(
-    bench: Workbench, model: Led, scan: Scan, *, serial: bool, rounds: int = ROUNDS
-) -> tuple[float, Answer]:
-    """Seconds from the question to the answer."""
+    bench: Workbench,
+    model: Led,
+    scan: Scan,
+    *,
+    serial: bool = False,
+    rounds: int = ROUNDS,
+    opened: bool = False,
+    segmented: bool = False,
+) -> Timed:
+    """From the question to the answer, the scan being open or segmented before."""
     async with connect_in_memory(build_server(bench)) as server:
         tools = Serial(server) if serial else CTTools(server)
         over = anyio.Event()
         if isinstance(tools, Serial):
             tools.first_round = over
+        if opened or segmented:
+            info = await tools.open_scan(scan.scan)
+            if segmented:
+                await tools.segment_organs(info.scan_id)
 
         def on_event(event: Event) -> None:
             if isinstance(event, RoundFinished):
                 over.set()
 
-        started = time.monotonic()
+        started, worked = time.monotonic(), busy_seconds()
         found = await ask(
             tools, model, scan.scan, QUESTION, checkpoint_db=None, max_rounds=rounds, on_event=on_event
         )
-        return time.monotonic() - started, found
+        seconds = time.monotonic() - started
+        return Timed(seconds, (busy_seconds() - worked) / seconds, found)
 
 
 def compare(url: str, folder: Path, files: Sequence[Scan]) -> dict[str, list[float]]:
@@ -114,55 +151,51 @@ def compare(url: str, folder: Path, files: Sequence[Scan]) -> dict[str, list[flo
     found: dict[str, list[float]] = {"ours": [], "plain": [], "ours, later question": []}
     with closing(Workbench(settings)) as bench:
         for number, scan in enumerate(files):
-            ours, first = anyio.run(_ask, bench, Led(inner=model), scan, False)
-            again, _ = anyio.run(_ask, bench, Led(inner=model), scan, False)
+            ours = anyio.run(partial(answer, bench, Led(inner=model), scan))
+            again = anyio.run(partial(answer, bench, Led(inner=model), scan))
             cold = Settings(cache_dir=folder / f"plain{number}", llm_url=url)
             with closing(Workbench(cold)) as fresh:
-                plain, second = anyio.run(_ask, fresh, Led(inner=model, salted=True), scan, True)
-            if len(first.rounds) != ROUNDS or len(second.rounds) != ROUNDS:
-                raise SystemExit(f"{len(first.rounds)} and {len(second.rounds)} rounds in place of {ROUNDS}")
+                plain = anyio.run(partial(answer, fresh, Led(inner=model, salted=True), scan, serial=True))
+            rounds = [len(timed.answer.rounds) for timed in (ours, plain)]
+            if rounds != [ROUNDS, ROUNDS]:
+                raise SystemExit(f"{rounds} rounds in place of {ROUNDS}")
             if number:
-                for way, seconds in zip(found, (ours, plain, again), strict=True):
-                    found[way].append(seconds)
+                for way, timed in zip(found, (ours, plain, again), strict=True):
+                    found[way].append(timed.seconds)
     return found
-
-
-async def _ask(bench: Workbench, model: Led, scan: Scan, serial: bool) -> tuple[float, Answer]:
-    return await answer(bench, model, scan, serial=serial)
 
 
 def overlap(url: str, folder: Path, files: Sequence[Scan]) -> dict[str, list[float]]:
-    """Way → seconds of each scan, and the duration of segmentation alone, after two scans to warm up.
+    """Way → seconds of each scan that is open but not yet encoded; how long segmentation takes alone; busy cores.
 
-    By the second round 1 is given as many tokens as make it half as long again as segmentation.
+    Two scans warm up; by the second, round 1 is given as many tokens as make it half as long again as segmentation.
     """
     model = Led(inner=chat_model_from(client(url, folder / "model")), first_tokens=PROBE_TOKENS)
-    found: dict[str, list[float]] = {"beside": [], "after": [], "there": [], "segmentation": []}
-    with (
-        closing(Workbench(client(url, folder / "beside"))) as beside,
-        closing(Workbench(client(url, folder / "after"))) as after,
-    ):
+    found: dict[str, list[float]] = {
+        name: [] for name in ("beside", "after", "there", "segmentation", "cores")
+    }
+    ways: dict[str, dict[str, bool]] = {"beside": {}, "after": {"serial": True}, "there": {"segmented": True}}
+    with ExitStack() as stack:
+        benches = {
+            way: stack.enter_context(closing(Workbench(client(url, folder / f"overlap {way}"))))
+            for way in ways
+        }
         for number, scan in enumerate(files):
-            times = [anyio.run(_first_two, beside, model, scan, False)[0]]
-            late, answered = anyio.run(_first_two, after, model, scan, True)
-            there = anyio.run(_first_two, beside, model, scan, False)[0]
-            times += [late, there, answered.segmentation.seconds if answered.segmentation else 0.0]
-            if number >= WARM_UP:
-                for way, seconds in zip(found, times, strict=True):
-                    found[way].append(seconds)
-            else:
-                longer = LONGER * times[-1] / answered.rounds[0].seconds
+            for way, how in ways.items():
+                timed = anyio.run(partial(answer, benches[way], model, scan, rounds=2, opened=True, **how))
+                found[way].append(timed.seconds)
+                if way == "after" and timed.answer.segmentation:
+                    found["segmentation"].append(timed.answer.segmentation.seconds)
+            found["cores"].append(timed.cores)
+            if number < WARM_UP:
+                longer = LONGER * found["segmentation"][-1] / timed.answer.rounds[0].seconds
                 model.first_tokens = int(min(max(model.first_tokens * longer, PROBE_TOKENS), MOST_TOKENS))
-    return found
-
-
-async def _first_two(bench: Workbench, model: Led, scan: Scan, serial: bool) -> tuple[float, Answer]:
-    return await answer(bench, model, scan, serial=serial, rounds=2)
+    return {way: seconds[WARM_UP:] for way, seconds in found.items()}
 
 
 def main(argv: Sequence[str] | None = None) -> int:
     options = parser(__doc__ or "")
-    options.add_argument("--scans", type=int, default=4, help="without those that warm up")
+    options.add_argument("--scans", type=int, default=6, help="without those that warm up")
     args = options.parse_args(argv)
     with tempfile.TemporaryDirectory() as name, vllm(Path(name), args.llm_url) as url:
         folder = Path(name)
@@ -185,7 +218,10 @@ def main(argv: Sequence[str] | None = None) -> int:
     )
     result = {"seconds": seconds, "runs": ways | beside, "gain": gain, "segmentation_adds": added}
     wanted = f"{WANTED:.0f}× plain, and beside round 1 segmentation adds {WANTED_ADDED:.0%} of its duration at most"
-    text = f"{first}\n\n{second}\n\n{gain:.2f}× plain; segmentation adds {added:.0%} of its duration"
+    text = (
+        f"{first}\n\n{second}\n\n{gain:.2f}× plain; segmentation adds {added:.0%} of its duration; without it "
+        f"{seconds['cores']:.2f} of {cores()} cores are busy"
+    )
     return finish(result, text, gain >= WANTED and added <= WANTED_ADDED, wanted, args.json)
 
 

@@ -44,6 +44,8 @@ class Segmentations:
         scans: Scans,
         segmenter: Segmenter,
         guard: Guard,
+        *,
+        memory_bytes: int = LABEL_MEMORY_BYTES,
     ) -> None:
         self._settings = settings
         self._guard = guard
@@ -51,9 +53,7 @@ class Segmentations:
         self._index = index
         self._scans = scans
         self._segmenter = segmenter
-        self._memory: Memory[LabelMap] = Memory(
-            LABEL_MEMORY_BYTES, lambda label_map: int(label_map.labels.nbytes)
-        )
+        self._memory: Memory[LabelMap] = Memory(memory_bytes, lambda label_map: int(label_map.labels.nbytes))
 
     def make(
         self, scan_id: str, masks: str | None, job: Job, organs: Collection[str] | None = None

@@ -32,8 +32,8 @@ from tumorchain_agent.mcp_server.results import (
     PictureSet,
     Segmentation,
 )
-from tumorchain_agent.mcp_server.scans import Scans
-from tumorchain_agent.mcp_server.segmentations import Segmentations
+from tumorchain_agent.mcp_server.scans import SCAN_MEMORY_BYTES, Scans
+from tumorchain_agent.mcp_server.segmentations import LABEL_MEMORY_BYTES, Segmentations
 from tumorchain_agent.mcp_server.served_checkpoint import ServedCheckpoint
 from tumorchain_agent.mcp_server.store import Store
 from tumorchain_agent.mcp_server.views import Views
@@ -62,9 +62,17 @@ class Workbench:
     """One for each server. ``close`` ends the segmentation worker and drops what is in memory."""
 
     def __init__(
-        self, settings: Settings, segmenter: Segmenter | None = None, guard: Guard | None = None
+        self,
+        settings: Settings,
+        segmenter: Segmenter | None = None,
+        guard: Guard | None = None,
+        *,
+        memory_bytes: int = SCAN_MEMORY_BYTES,
     ) -> None:
-        """Without a ``guard`` any path is read: that is for a caller with the user's own rights."""
+        """Without a ``guard`` any path is read: that is for a caller with the user's own rights.
+
+        ``memory_bytes`` bounds the CTs that are kept in memory, and their label maps; 0 is for the latest alone.
+        """
         from tumorchain_agent.tools.segment import Segmenter
 
         self.settings = settings
@@ -72,9 +80,15 @@ class Workbench:
         self._segmenter = segmenter or Segmenter(settings)
         self._store = Store(settings)
         self._index = Index(settings.cache_dir / "index")
-        self._scans = Scans(settings, self._index, self.guard)
+        self._scans = Scans(settings, self._index, self.guard, memory_bytes=memory_bytes)
         self._segmentations = Segmentations(
-            settings, self._store, self._index, self._scans, self._segmenter, self.guard
+            settings,
+            self._store,
+            self._index,
+            self._scans,
+            self._segmenter,
+            self.guard,
+            memory_bytes=min(memory_bytes, LABEL_MEMORY_BYTES),
         )
         self.served = ServedCheckpoint(settings)
         views = Views(self._store, self._scans, self._segmentations, self.served)

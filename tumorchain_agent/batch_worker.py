@@ -48,12 +48,14 @@ class RowAsker:
     """Called by Ray Data with one row at a time; the models are loaded with the first."""
 
     def __init__(self, settings: dict[str, Any], reasoning: str, attempts: Any) -> None:
+        from tumorchain_agent.mcp_server.server import build_server
         from tumorchain_agent.mcp_server.workbench import Workbench
 
         self._settings = Settings(**settings)
         self._reasoning = Reasoning.model_validate_json(reasoning)
         self._attempts = attempts
-        self._bench = Workbench(self._settings)
+        self._bench = Workbench(self._settings, memory_bytes=0)
+        self._server = build_server(self._bench)
         self._model: BaseChatModel | None = None
 
     def __call__(self, item: dict[str, Any]) -> dict[str, str]:
@@ -86,10 +88,10 @@ class RowAsker:
         from tumorchain_agent.graph.prompts import check_question
         from tumorchain_agent.graph.run import ask
         from tumorchain_agent.mcp_server.asking import THREADS
-        from tumorchain_agent.mcp_server.server import build_server, connect_in_memory
+        from tumorchain_agent.mcp_server.server import connect_in_memory
 
         asked, wanted = check_question(row.question), self._reasoning
-        async with connect_in_memory(build_server(self._bench)) as client:
+        async with connect_in_memory(self._server) as client:
             tools = CTTools(client)
             scan = await tools.open_scan(row.scan, row.volume)
             if row.masks is not None:
