@@ -10,6 +10,7 @@ resident memory over time. ``--minutes 0.5`` is the short mode.
 from __future__ import annotations
 
 import argparse
+import multiprocessing
 import os
 import random
 import statistics
@@ -17,6 +18,7 @@ import subprocess
 import sys
 import tempfile
 import time
+from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -32,6 +34,8 @@ TOKEN = "load-test-of-this-machine-only"
 PAUSE_S = 1.0
 ALONE = 30
 WANTED_RATIO = 20.0
+PROCESSES = 5
+CONNECTING_S = 20.0
 
 
 @dataclass
@@ -44,7 +48,10 @@ class Seen:
     memory: list[int] = field(default_factory=list)
 
 
-async def one_client(url: str, until: float, seen: Seen, scan: str, pause_s: float, most: int) -> None:
+async def one_client(
+    url: str, until: float, seen: Seen, scan: str, pause_s: float, most: int, since: float = 0.0
+) -> None:
+    """Calls one after another; those begun before ``since``, while others still connect, aren't timed."""
     rng = random.Random(id(seen) + most)
     async with (
         httpx2.AsyncClient(headers={"authorization": f"Bearer {TOKEN}"}, timeout=120) as web,
@@ -57,7 +64,7 @@ async def one_client(url: str, until: float, seen: Seen, scan: str, pause_s: flo
             started = time.monotonic()
             result = await client.call_tool(tool, arguments)
             seen.calls += 1
-            if tool == "measure_organs":
+            if tool == "measure_organs" and started >= since:
                 seen.measure_s.append(time.monotonic() - started)
             if result.is_error or (result.structured_content or {}).get("status") == "running":
                 seen.errors.append(f"{tool}: {result.content[0]}"[:200])
@@ -76,7 +83,8 @@ def calls(scan: str) -> list[tuple[str, dict[str, Any]]]:
     ]
 
 
-async def load(url: str, process: psutil.Process, clients: int, minutes: float) -> tuple[Seen, Seen]:
+async def alone_and_open(url: str) -> tuple[Seen, str]:
+    """One client by itself, once everything that is asked for lies in the cache; the scan's id."""
     async with (
         httpx2.AsyncClient(headers={"authorization": f"Bearer {TOKEN}"}, timeout=120) as web,
         Client(streamable_http_client(url, http_client=web)) as client,
@@ -86,16 +94,41 @@ async def load(url: str, process: psutil.Process, clients: int, minutes: float) 
         for tool, arguments in calls(scan):
             if tool != "list_organs":
                 await client.call_tool(tool, arguments | ({"masks": "masks.nii.gz"} if "seg" in tool else {}))
-    alone, together = Seen(), Seen()
+    alone = Seen()
     await one_client(url, time.monotonic() + 120, alone, scan, 0.0, ALONE)
-    until = time.monotonic() + 60 * minutes
-    async with anyio.create_task_group() as group:
-        for _ in range(clients):
-            group.start_soon(one_client, url, until, together, scan, PAUSE_S, 1 << 30)
+    return alone, scan
+
+
+def some_clients(url: str, since: float, until: float, clients: int, scan: str) -> Seen:
+    """What so many clients of this process saw between then and then."""
+    seen = Seen()
+
+    async def run() -> None:
+        async with anyio.create_task_group() as group:
+            for _ in range(clients):
+                group.start_soon(one_client, url, until, seen, scan, PAUSE_S, 1 << 30, since)
+
+    anyio.run(run)
+    return seen
+
+
+def all_at_once(url: str, server: psutil.Process, clients: int, minutes: float, scan: str) -> Seen:
+    """In several processes: a client checks each result against its schema, and the others' clocks would count that."""
+    together = Seen()
+    shares = [clients // PROCESSES + (k < clients % PROCESSES) for k in range(PROCESSES)]
+    since = time.monotonic() + CONNECTING_S
+    until = since + 60 * minutes
+    with ProcessPoolExecutor(PROCESSES, multiprocessing.get_context("spawn")) as pool:
+        running = [pool.submit(some_clients, url, since, until, share, scan) for share in shares if share]
         while time.monotonic() < until:
-            together.memory.append(process.memory_info().rss)
-            await anyio.sleep(max(0.5, 0.6 * minutes))
-    return alone, together
+            together.memory.append(server.memory_info().rss)
+            time.sleep(max(0.5, 0.6 * minutes))
+        for each in running:
+            seen = each.result()
+            together.measure_s += seen.measure_s
+            together.calls += seen.calls
+            together.errors += seen.errors
+    return together
 
 
 def main() -> int:
@@ -131,7 +164,8 @@ def main() -> int:
         try:
             url = server.stderr.readline().split()[1]
             process = psutil.Process(server.pid)
-            alone, together = anyio.run(load, url, process, args.clients, args.minutes)
+            alone, scan = anyio.run(alone_and_open, url)
+            together = all_at_once(url, process, args.clients, args.minutes, scan)
         finally:
             server.terminate()
             server.wait(60)
