@@ -21,8 +21,10 @@ import time
 from collections import Counter
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
+from importlib import import_module
 from multiprocessing.connection import Connection
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
@@ -102,8 +104,7 @@ class Reader:
 
 
 def own_nifti() -> bytes:
-    import nibabel
-
+    nibabel: Any = import_module("nibabel")
     rng = np.random.default_rng(0)
     values = rng.integers(-1000, 400, (12, 10, 8)).astype(np.int16)
     image = nibabel.Nifti1Image(values, np.diag([2.0, 2.0, 3.0, 1.0]), dtype=np.int16)
@@ -112,8 +113,7 @@ def own_nifti() -> bytes:
 
 def own_series() -> list[bytes]:
     """A few small slices."""
-    import SimpleITK
-
+    SimpleITK: Any = import_module("SimpleITK")
     found = []
     with tempfile.TemporaryDirectory() as folder:
         for index in range(SLICES):
@@ -164,8 +164,8 @@ def broken(data: bytes, header: int, rng: random.Random) -> bytes:
                 number = rng.choice([0, -1, 1, 2**15 - 1, -(2**15)])
                 changed[place : place + 2] = struct.pack("<h", number)
             case 3:
-                number = rng.choice([0.0, -1.0, 1e38, 1e-38, float("nan"), float("inf"), 0.5])
-                changed[place : place + 4] = struct.pack("<f", number)
+                value = rng.choice([0.0, -1.0, 1e38, 1e-38, float("nan"), float("inf"), 0.5])
+                changed[place : place + 4] = struct.pack("<f", value)
             case _:
                 changed[place : place + 4] = struct.pack(
                     "<I", rng.choice([0, 0xFFFFFFFF, 0x7FFFFFFF, 1 << 24])

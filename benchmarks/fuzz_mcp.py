@@ -221,7 +221,8 @@ class Server:
     def ask(self, number: str, method: str, params: dict[str, Any], wait_s: float) -> tuple[Any, list[bytes]]:
         """The answer to a good message, ``None`` when it doesn't come; and what else was said meanwhile."""
         self.send(json.dumps({"jsonrpc": "2.0", "id": number, "method": method, "params": params}).encode())
-        others, end = [], time.monotonic() + wait_s
+        end = time.monotonic() + wait_s
+        others: list[bytes] = []
         while (left := end - time.monotonic()) > 0:
             try:
                 line = self.lines.get(timeout=left)

@@ -11,6 +11,7 @@ import anyio
 import numpy as np
 from agent_rounds import rounds_alone
 from bench import Row, Table, clock, exponent, main
+from numpy.typing import NDArray
 from scans import hospital_scan, write_gz
 
 from tumorchain_agent.tools.labels import label_map
@@ -69,7 +70,7 @@ def _by_organs() -> Row:
         labels = np.asfortranarray(ids[number % count])
         known = label_map(labels, ct, source="given", task="given", weights_id="", seconds=0)
 
-        def work(known: object = known, labels: np.ndarray = labels) -> None:  # type: ignore[type-arg]
+        def work(known: object = known, labels: NDArray[np.uint8] = labels) -> None:
             organ_coverage(labels, ct.affine, model)
             measure_all(ct, known)  # type: ignore[arg-type]
 

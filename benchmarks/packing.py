@@ -101,7 +101,7 @@ def padded_batch(model: JointModel, config: TrainConfig, questions: Sequence[Pre
         [F.pad(row.labels, (0, longest - len(row.labels)), value=IGNORED_LABEL) for row in rows]
     )[:, 1:]
     text = F.cross_entropy(logits.float().flatten(0, 1), wanted.flatten(), ignore_index=IGNORED_LABEL)
-    (text + torch.stack(each).mean()).backward()
+    (text + torch.stack(each).mean()).backward()  # type: ignore[no-untyped-call]
 
 
 def main() -> int:

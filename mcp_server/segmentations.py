@@ -44,9 +44,9 @@ class Segmentations:
         scans: Scans,
         segmenter: Segmenter,
         guard: Guard,
-        *,
         memory_bytes: int = LABEL_MEMORY_BYTES,
     ) -> None:
+        """``memory_bytes`` bounds the label maps that are kept in memory, where the default doesn't."""
         self._settings = settings
         self._guard = guard
         self._store = store

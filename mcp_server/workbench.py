@@ -33,7 +33,7 @@ from tumorchain_agent.mcp_server.results import (
     Segmentation,
 )
 from tumorchain_agent.mcp_server.scans import SCAN_MEMORY_BYTES, Scans
-from tumorchain_agent.mcp_server.segmentations import LABEL_MEMORY_BYTES, Segmentations
+from tumorchain_agent.mcp_server.segmentations import Segmentations
 from tumorchain_agent.mcp_server.served_checkpoint import ServedCheckpoint
 from tumorchain_agent.mcp_server.store import Store
 from tumorchain_agent.mcp_server.views import Views
@@ -82,13 +82,7 @@ class Workbench:
         self._index = Index(settings.cache_dir / "index")
         self._scans = Scans(settings, self._index, self.guard, memory_bytes=memory_bytes)
         self._segmentations = Segmentations(
-            settings,
-            self._store,
-            self._index,
-            self._scans,
-            self._segmenter,
-            self.guard,
-            memory_bytes=min(memory_bytes, LABEL_MEMORY_BYTES),
+            settings, self._store, self._index, self._scans, self._segmenter, self.guard, memory_bytes
         )
         self.served = ServedCheckpoint(settings)
         views = Views(self._store, self._scans, self._segmentations, self.served)
