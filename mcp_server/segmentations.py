@@ -53,7 +53,9 @@ class Segmentations:
         self._index = index
         self._scans = scans
         self._segmenter = segmenter
-        self._memory: Memory[LabelMap] = Memory(memory_bytes, lambda label_map: int(label_map.labels.nbytes))
+        self._memory: Memory[LabelMap] = Memory(
+            min(memory_bytes, LABEL_MEMORY_BYTES), lambda label_map: int(label_map.labels.nbytes)
+        )
 
     def make(
         self, scan_id: str, masks: str | None, job: Job, organs: Collection[str] | None = None
