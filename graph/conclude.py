@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import platform
 from collections.abc import Iterable, Sequence
+from functools import cache
 from importlib import metadata
 
 from langchain_core.language_models import BaseChatModel
@@ -161,7 +162,9 @@ def _versions(
     )
 
 
+@cache
 def _version(package: str) -> str:
+    """Looked up once: the search through all that is installed takes milliseconds."""
     try:
         return metadata.version(package)
     except metadata.PackageNotFoundError:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Annotated, Any, Literal
 
 from mcp.server.mcpserver import Context
@@ -39,7 +40,7 @@ from tumorchain_agent.mcp_server.results import (
 )
 from tumorchain_agent.mcp_server.tasks import Runner, blocking
 from tumorchain_agent.mcp_server.workbench import Workbench
-from tumorchain_agent.records import Answer, EvidenceKind, ScanInfo, TokenSet
+from tumorchain_agent.records import Answer, EvidenceKind, Record, ScanInfo, TokenSet
 from tumorchain_agent.tools.contact import Contact
 
 
@@ -55,21 +56,25 @@ class Toolset:
 
     def tools(self) -> list[Tool]:
         common = [
-            declared(self.open_scan, "Open a CT scan", ScanInfo),
+            self._slow(self.open_scan, "Open a CT scan", ScanInfo),
             declared(self.list_organs, "List organs"),
-            declared(self.segment_organs, "Segment organs", Segmentation),
-            declared(self.measure_organs, "Measure organs", MeasurementSet),
-            declared(self.measure_lesions, "Measure lesions", LesionSet),
-            declared(self.measure_contact, "Measure contact of two structures", Contact),
-            declared(self.compare_scans, "Compare two scans of a patient", Comparison),
-            declared(self.encode_scan, "Encode the scan", TokenSet),
-            declared(self.extract_roi_tokens, "Extract an organ's tokens", TokenSet),
-            declared(self.classify_abnormality, "Classify abnormality", ClassificationSet),
-            declared(self.view_organ, "View an organ", PictureSet),
-            declared(self.ask, "Ask about a CT scan", Answer),
+            self._slow(self.segment_organs, "Segment organs", Segmentation),
+            self._slow(self.measure_organs, "Measure organs", MeasurementSet),
+            self._slow(self.measure_lesions, "Measure lesions", LesionSet),
+            self._slow(self.measure_contact, "Measure contact of two structures", Contact),
+            self._slow(self.compare_scans, "Compare two scans of a patient", Comparison),
+            self._slow(self.encode_scan, "Encode the scan", TokenSet),
+            self._slow(self.extract_roi_tokens, "Extract an organ's tokens", TokenSet),
+            self._slow(self.classify_abnormality, "Classify abnormality", ClassificationSet),
+            self._slow(self.view_organ, "View an organ", PictureSet),
+            self._slow(self.ask, "Ask about a CT scan", Answer),
             declared(self.explain, "Explain a claim of an answer"),
         ]
         return [*common, *JobTools(self._runner).tools()] if isinstance(self._runner, Jobs) else common
+
+    def _slow(self, function: Callable[..., Any], title: str, result: type[Record]) -> Tool:
+        """Only where there are jobs may a job's status come in the result's place; clients check every result."""
+        return declared(function, title, result if isinstance(self._runner, Jobs) else None)
 
     async def open_scan(
         self, path: ScanPath, ctx: Context, volume: Volume = None, wait_seconds: Wait = WAIT_S
