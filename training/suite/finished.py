@@ -132,11 +132,24 @@ class Swap(Finished):
         return (*super().key, self.mode, str(self.partner), self.organ)
 
 
+class Unfounded(Finished):
+    """A patient without a tumor, asked about one as if there were one."""
+
+    kind: Literal["unfounded"] = "unfounded"
+    mode: str
+    answer: Answered
+
+    @property
+    def key(self) -> tuple[str, ...]:
+        return (*super().key, self.mode)
+
+
 _KINDS: dict[str, type[Finished]] = {
     "answers": Answers,
     "features": Features,
     "pairs": Pairs,
     "swap": Swap,
+    "unfounded": Unfounded,
 }
 
 

@@ -8,7 +8,15 @@ from dataclasses import replace
 
 from tumorchain_agent.settings import Settings
 from tumorchain_agent.tools.segment import Segmenter
-from tumorchain_agent.training.suite.finished import Answers, Features, FinishedLines, Pairs, Swap
+from tumorchain_agent.training.suite.finished import (
+    Answers,
+    Features,
+    FinishedLines,
+    Line,
+    Pairs,
+    Swap,
+    Unfounded,
+)
 from tumorchain_agent.training.suite.patients import (
     LARGE_MM,
     Making,
@@ -75,26 +83,29 @@ class ModelPasses:
 
     def _unfinished(self, seed: int) -> bool:
         key = self.run.key(seed)
-        if self.lines.get(Features, *key) is None or self._missing(seed):
+        known = self.lines.get(Features, *key)
+        if known is None or self._missing(seed):
             return True
-        return self._wants_pairs(seed) and self.lines.get(Pairs, *key, self.run.mode_name) is None
+        if not self.cohort.grounding:
+            return False
+        if known.facts.organ is None:
+            return self._lacks(Unfounded, seed)
+        return known.facts.size_mm >= LARGE_MM and self._lacks(Pairs, seed)
+
+    def _lacks(self, kind: type[Line], seed: int) -> bool:
+        return self.lines.get(kind, *self.run.key(seed), self.run.mode_name) is None
 
     def _missing(self, seed: int) -> list[Column]:
         return [c for c in self.columns if self.lines.get(Answers, *self.run.key(seed), c.name) is None]
-
-    def _wants_pairs(self, seed: int) -> bool:
-        known = self.lines.get(Features, *self.run.key(seed))
-        return self.cohort.grounding and (
-            known is None or (known.facts.organ is not None and known.facts.size_mm >= LARGE_MM)
-        )
 
     def _work(self, views: Sequence[View]) -> PatientWork:
         scans = [self.asker.encode(each) for each in views]
         seed = scans[0].truth.seed
         if self.cohort.grounding:
             self._scans[seed] = scans[0]
-        pairs = len(scans) > 1 and self.lines.get(Pairs, *self.run.key(seed), self.run.mode_name) is None
-        return PatientWork(self.run, scans[0], scans if pairs else (), self._missing(seed))
+        variants = scans if len(scans) > 1 and self._lacks(Pairs, seed) else ()
+        unfounded = self.cohort.grounding and self._lacks(Unfounded, seed)
+        return PatientWork(self.run, scans[0], variants, self._missing(seed), unfounded)
 
     def _finish(self, works: Sequence[PatientWork]) -> None:
         self.asker.answer([talk for work in works for talk in work.all_talks()])

@@ -16,6 +16,7 @@ from tumorchain_agent.training.tasks import OF_ALL, SUBTASKS
 TUMOR_SHARE: Final = 0.6
 """Of the cohort, as ``patient.generate`` draws it."""
 _TAG: Final = 20260507
+_UNFOUNDED_TAG: Final = 20261122
 
 
 class Question(Record):
@@ -37,6 +38,15 @@ def questions_of(truth: Truth, present: Collection[str]) -> list[Question]:
     return [
         _question(rng, truth, name, asked if name == "tumor_position" else None, present) for name in subtasks
     ]
+
+
+def unfounded_question_of(truth: Truth) -> Question | None:
+    """One that presupposes a tumor, of a patient without any; ``None`` where there is one."""
+    if truth.organ is not None:
+        return None
+    rng = np.random.default_rng([_UNFOUNDED_TAG, truth.seed])
+    subtask = str(rng.choice([name for name in SUBTASKS if name not in OF_ALL]))
+    return _question(rng, truth, subtask, None, ORGANS)
 
 
 def _question(

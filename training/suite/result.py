@@ -98,6 +98,15 @@ class SwapRates(Record):
     """All that were tried."""
 
 
+class UnfoundedRates(Record):
+    """Patients without a tumor, asked for a property or a stage of theirs; what is neither can't be read."""
+
+    denied: Rate
+    """Answered that there is none."""
+    made_up: Rate
+    """Answered with a property or a stage."""
+
+
 class ProbeResult(Record):
     """What can be read out of the encoder's ROI tokens without the LLM."""
 
@@ -114,6 +123,7 @@ class ModelResult(Record):
     checkpoint_id: str
     pairs: tuple[PairRates, ...]
     swap: SwapRates | None
+    unfounded: UnfoundedRates | None = None
     probes: tuple[ProbeResult, ...]
 
 

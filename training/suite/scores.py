@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 
 from tumorchain_agent.training.phantom.patient import ORGANS
 from tumorchain_agent.training.suite.answers import NONE, score
-from tumorchain_agent.training.suite.finished import Answered, Answers, Pairs, PatientFacts, Swap
+from tumorchain_agent.training.suite.finished import Answered, Answers, Pairs, PatientFacts, Swap, Unfounded
 from tumorchain_agent.training.suite.patients import LARGE_MM, Variant
 from tumorchain_agent.training.suite.result import (
     Cell,
@@ -22,6 +22,7 @@ from tumorchain_agent.training.suite.result import (
     Stratum,
     SwapRates,
     TumorRates,
+    UnfoundedRates,
 )
 from tumorchain_agent.training.tasks import SUBTASKS, TASKS
 
@@ -247,6 +248,17 @@ def pair_rates(lines: Sequence[Pairs]) -> tuple[PairRates, ...]:
             )
         )
     return tuple(found)
+
+
+def unfounded_rates(lines: Sequence[Unfounded]) -> UnfoundedRates | None:
+    """A patient has one such question."""
+    if not lines:
+        return None
+    bootstrap, asked = Bootstrap(len(lines)), np.ones(len(lines))
+    read = [set((line.answer.read or {}).values()) for line in lines]
+    denied = np.array([values == {NONE} for values in read], float)
+    made_up = np.array([bool(values - {NONE}) for values in read], float)
+    return UnfoundedRates(denied=bootstrap.rate((denied, asked)), made_up=bootstrap.rate((made_up, asked)))
 
 
 def swap_rates(lines: Sequence[Swap]) -> SwapRates | None:

@@ -7,7 +7,15 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Literal
 
 from tumorchain_agent.training.modes import MODES
-from tumorchain_agent.training.suite.finished import Answers, Features, FinishedLines, Line, Pairs, Swap
+from tumorchain_agent.training.suite.finished import (
+    Answers,
+    Features,
+    FinishedLines,
+    Line,
+    Pairs,
+    Swap,
+    Unfounded,
+)
 from tumorchain_agent.training.suite.plan import TITLES, Column, Plan
 from tumorchain_agent.training.suite.probe import LEAST, PROBES, predict
 from tumorchain_agent.training.suite.result import ColumnResult, ModelResult, ProbeResult, SuiteResult
@@ -23,6 +31,7 @@ from tumorchain_agent.training.suite.scores import (
     subtask_sums,
     swap_rates,
     tumor_rates,
+    unfounded_rates,
 )
 from tumorchain_agent.training.suite.work import swap_cases
 
@@ -135,6 +144,9 @@ class _Known:
             checkpoint_id=info.checkpoint_id,
             pairs=pair_rates(self._of(Pairs, info, cohort.seeds, mode.name)) if cohort.grounding else (),
             swap=swap_rates(swaps),
+            unfounded=unfounded_rates(self._of(Unfounded, info, cohort.seeds, mode.name))
+            if cohort.grounding
+            else None,
             probes=self._probes(info, bootstrap),
         )
 

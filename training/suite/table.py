@@ -81,7 +81,9 @@ def summary(result: SuiteResult) -> str:
 
 def tables(result: SuiteResult) -> list[Table]:
     """The main one first."""
-    beside = [grounding_table(model) for model in result.models if model.pairs or model.swap]
+    beside = [
+        grounding_table(model) for model in result.models if model.pairs or model.swap or model.unfounded
+    ]
     return [main_table(result), tumor_table(result), *beside]
 
 
@@ -161,6 +163,11 @@ def grounding_table(model: ModelResult) -> Table:
             ("ROI tokens swapped, own verdicts differ: verdict follows the tokens", model.swap.followed),
             ("of these, tokens of a tumor shown", model.swap.tumor_shown),
             ("of these, tokens of a healthy organ shown", model.swap.tumor_hidden),
+        ]
+    if model.unfounded:
+        named += [
+            ("asked of a tumor where there is none: says so", model.unfounded.denied),
+            ("asked of a tumor where there is none: makes one up", model.unfounded.made_up),
         ]
     rows = tuple((title, str(rate.count), shown_rate(rate)) for title, rate in named)
     return Table(f"Does the answer rest on the image: {model.title}", ("", "n", "%"), rows)

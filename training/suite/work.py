@@ -22,9 +22,10 @@ from tumorchain_agent.training.suite.finished import (
     Pairs,
     PatientFacts,
     Swap,
+    Unfounded,
 )
 from tumorchain_agent.training.suite.plan import Column
-from tumorchain_agent.training.suite.questions import Question, questions_of
+from tumorchain_agent.training.suite.questions import Question, questions_of, unfounded_question_of
 from tumorchain_agent.training.suite.talks import Blank, EncodedScan, Shown, Swapped, Talk, Unzoomed
 
 WHICH_ORGAN: Final = QUESTIONS["organ"][0]
@@ -66,10 +67,14 @@ class PatientWork:
     variants: Sequence[EncodedScan]
     """The patient as drawn and its counterfactuals; none where they aren't asked for."""
     columns: Sequence[Column]
+    unfounded: bool = False
+    """Whether a patient without a tumor is asked about one."""
     asked: list[Question] = field(init=False)
     talks: dict[str, list[Talk]] = field(init=False)
     """Column → conversations, in the order of the questions."""
     pairs: list[Talk] = field(init=False)
+    presuming: list[tuple[Question, Talk]] = field(init=False)
+    """At most one."""
 
     def __post_init__(self) -> None:
         self.asked = questions_of(self.scan.truth, self.scan.organs)
@@ -78,9 +83,12 @@ class PatientWork:
             shown = _shown(self.scan, column)
             self.talks[column.name] = [self.run.talk(shown, q.text, column.mode) for q in self.asked]
         self.pairs = [self.run.talk(each, WHICH_ORGAN) for each in self.variants]
+        presumed = unfounded_question_of(self.scan.truth) if self.unfounded else None
+        self.presuming = [(presumed, self.run.talk(self.scan, presumed.text))] if presumed else []
 
     def all_talks(self) -> list[Talk]:
-        return [*(talk for talks in self.talks.values() for talk in talks), *self.pairs]
+        asked = [talk for talks in self.talks.values() for talk in talks]
+        return [*asked, *self.pairs, *(talk for _, talk in self.presuming)]
 
     def lines(self) -> Iterator[Finished]:
         """What is finished once all conversations are over."""
@@ -101,6 +109,14 @@ class PatientWork:
                 seed=seed,
                 mode=run.mode_name,
                 variants=tuple(map(_pair, self.variants, self.pairs)),
+            )
+        for question, talk in self.presuming:
+            yield Unfounded(
+                checkpoint_id=run.checkpoint_id,
+                masks=run.masks,
+                seed=seed,
+                mode=run.mode_name,
+                answer=_answered(question, talk),
             )
 
 

@@ -14,7 +14,7 @@ from tumorchain_agent.training.modes import MODES
 from tumorchain_agent.training.phantom.patient import ORGANS, Truth
 from tumorchain_agent.training.phantom.text import compose
 from tumorchain_agent.training.suite.answers import FIELDS, NONE, answer_in, read_fields, score, true_fields
-from tumorchain_agent.training.suite.questions import questions_of
+from tumorchain_agent.training.suite.questions import questions_of, unfounded_question_of
 from tumorchain_agent.training.tasks import OF_ALL, SUBTASKS
 
 
@@ -91,6 +91,18 @@ def test_healthy_patients_are_asked_three_questions_and_ill_ones_twelve() -> Non
         asked = [question.subtask for question in questions_of(truth, ORGANS)]
         assert tuple(asked) == (SUBTASKS if truth.organ else OF_ALL)
         assert questions_of(truth, ORGANS) == questions_of(truth, ORGANS)
+
+
+def test_a_healthy_patient_is_asked_once_of_a_tumor_and_the_truth_is_that_there_is_none() -> None:
+    found: Counter[str] = Counter()
+    for truth in truths(2, 600):
+        question = unfounded_question_of(truth)
+        assert (question is None) == (truth.organ is not None)
+        if question is not None:
+            assert question == unfounded_question_of(truth)
+            assert set(question.truth.values()) == {NONE}
+            found[question.subtask] += 1
+    assert set(found) == set(SUBTASKS) - set(OF_ALL)
 
 
 def test_yes_and_no_balance_over_a_cohort_and_no_question_is_in_a_modes_words() -> None:

@@ -63,6 +63,9 @@ def test_a_run_that_was_cut_off_goes_on_to_the_same_result(tmp_path: Path) -> No
     assert {pair.name for pair in whole.models[0].pairs} == {"tumor removed", "tumor moved", "all pairs"}
     assert whole.models[0].swap is not None
     assert whole.models[0].swap.cases == 2 * whole.tumors
+    assert whole.models[0].unfounded is not None
+    assert whole.models[0].unfounded.denied.count == whole.patients - whole.tumors == 1
+    assert "asked of a tumor where there is none" in (out / "table.md").read_text()
 
 
 @pytest.mark.slow

@@ -7,7 +7,7 @@ import pytest
 
 from tests.training.suite.made_up import CHECKPOINT, answers, features, organ_of, truths
 from tumorchain_agent.training.suite.answers import NONE
-from tumorchain_agent.training.suite.finished import Pair, Pairs, PatientFacts, Swap
+from tumorchain_agent.training.suite.finished import Answered, Pair, Pairs, PatientFacts, Swap, Unfounded
 from tumorchain_agent.training.suite.probe import PROBES, predict
 from tumorchain_agent.training.suite.scores import (
     AVERAGE,
@@ -21,6 +21,7 @@ from tumorchain_agent.training.suite.scores import (
     subtask_sums,
     swap_rates,
     tumor_rates,
+    unfounded_rates,
 )
 from tumorchain_agent.training.suite.work import swap_cases
 from tumorchain_agent.training.tasks import SUBTASKS, TASKS
@@ -175,6 +176,27 @@ def test_a_swap_counts_where_one_verdict_is_yes_and_the_other_no() -> None:
     assert rates.tumor_shown.value == 0
     assert rates.tumor_hidden.value == 1
     assert swap_rates([]) is None
+
+
+def test_what_is_said_of_a_tumor_that_is_not_there_is_denied_made_up_or_unreadable() -> None:
+    def unfounded(seed: int, read: dict[str, str] | None) -> Unfounded:
+        answer = Answered(
+            subtask="shape",
+            question="What shape is the tumor?",
+            asked_organ=None,
+            truth={"shape": NONE},
+            read=read,
+            organs=((),),
+            texts=("Answer: as it may be.",),
+            cut_off=False,
+        )
+        return Unfounded(checkpoint_id=CHECKPOINT, masks="truth", seed=seed, mode="full", answer=answer)
+
+    read: list[dict[str, str] | None] = [{"shape": NONE}, {"shape": NONE}, {"shape": "round"}, None]
+    rates = unfounded_rates([unfounded(seed, each) for seed, each in enumerate(read)])
+    assert rates is not None
+    assert (rates.denied.value, rates.made_up.value, rates.denied.count) == (0.5, 0.25, 4)
+    assert unfounded_rates([]) is None
 
 
 def test_a_partner_is_healthy_there_and_nearest_in_intensity() -> None:
