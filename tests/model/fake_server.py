@@ -10,6 +10,8 @@ from dataclasses import dataclass, field
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from typing import Any, Literal
 
+from tests.chat_completions import DONE, completion, event, over, said
+
 WORDS = ("A lesion", " in the", " liver.")
 USAGE = {
     "prompt_tokens": 300,
@@ -89,13 +91,7 @@ class _Handler(BaseHTTPRequestHandler):
             self._answer(request["model"])
 
     def _answer(self, model: str) -> None:
-        choice = {
-            "index": 0,
-            "message": {"role": "assistant", "content": "".join(WORDS)},
-            "finish_reason": "stop",
-        }
-        body = {"id": "1", "object": "chat.completion", "created": 0, "model": model}
-        self._send_json(200, {**body, "choices": [choice], "usage": USAGE})
+        self._send_json(200, completion(model, "".join(WORDS), USAGE))
 
     def _stream(self, model: str) -> None:
         self.send_response(200)
@@ -105,22 +101,11 @@ class _Handler(BaseHTTPRequestHandler):
             if self.state.hangs == "within" and word == WORDS[-1]:
                 self.state.released.wait(30)
                 return
-            self._event(model, [{"index": 0, "delta": {"role": "assistant", "content": word}}])
+            self.wfile.write(event(model, said(word)))
         if self.state.breaks_off:
             return
-        self._event(model, [{"index": 0, "delta": {}, "finish_reason": self.state.finish_reason}])
-        self._event(model, [], usage=USAGE)
-        self.wfile.write(b"data: [DONE]\n\n")
-
-    def _event(self, model: str, choices: list[dict[str, Any]], **more: Any) -> None:
-        body = {
-            "id": "1",
-            "object": "chat.completion.chunk",
-            "created": 0,
-            "model": model,
-            "choices": choices,
-        }
-        self.wfile.write(f"data: {json.dumps(body | more)}\n\n".encode())
+        self.wfile.write(event(model, over(self.state.finish_reason)))
+        self.wfile.write(event(model, [], usage=USAGE) + DONE)
 
     def _send_json(self, status: int, body: Any) -> None:
         data = json.dumps(body).encode()

@@ -23,6 +23,7 @@ from tumorchain_agent.training.data.rows import (
     Numbered,
     Row,
     Source,
+    as_choice,
     as_row,
     csv_rows,
     file_side,
@@ -136,11 +137,7 @@ def _choice(row: Row) -> Row:
     correct = letter_of(needed(row, "correct_option"))
     if correct not in choices:
         raise DataError(f"correct_option is {correct}, which is none of the choices {', '.join(choices)}")
-    answer = choices[correct]
-    return {
-        "question": stem or needed(row, "question"), "choices": choices, "correct": correct,
-        "answer": answer, "conclusion": answer, "answer_type": "choice",
-    }  # fmt: skip
+    return as_choice(choices, correct) | {"question": stem or needed(row, "question")}
 
 
 def _free(row: Row) -> Row:

@@ -22,12 +22,13 @@ from tumorchain_agent.training.data.rows import (
     Numbered,
     Row,
     Source,
+    as_choice,
     as_row,
+    choices_of,
     csv_rows,
     file_side,
     letter_of,
     needed,
-    present,
     to_samples,
 )
 from tumorchain_agent.training.data.split import relative_to
@@ -77,18 +78,15 @@ def read_vqa(source: Source, on_progress: Advance | None = None) -> Iterator[Con
 
 
 def _has_choices(row: Row) -> bool:
-    return any(present(row[f"Choice {letter}"]) for letter in "ABCD")
+    return bool(choices_of(row))
 
 
 def _choice(row: Row) -> Row:
-    choices = {letter: text for letter in "ABCD" if (text := present(row[f"Choice {letter}"]))}
+    choices = choices_of(row)
     correct = letter_of(needed(row, "Answer Choice"))
     if correct not in choices:
         raise DataError(f"Answer Choice is {correct}, but Choice {correct} is missing; fill it in")
-    answer = choices[correct]
-    return {
-        "choices": choices, "correct": correct, "answer": answer, "conclusion": answer, "answer_type": "choice",
-    }  # fmt: skip
+    return as_choice(choices, correct)
 
 
 def _free(row: Row) -> Row:

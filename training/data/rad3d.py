@@ -16,11 +16,12 @@ from tumorchain_agent.training.data.rows import (
     Converted,
     Row,
     Source,
+    as_choice,
+    choices_of,
     csv_rows,
     file_side,
     letter_of,
     needed,
-    present,
     to_samples,
 )
 from tumorchain_agent.training.data.split import relative_to
@@ -72,7 +73,7 @@ def _patient(volume: str) -> str:
 
 
 def _choice(row: Row) -> Row:
-    choices = {letter: text for letter in "ABCD" if (text := present(row[f"Choice {letter}"]))}
+    choices = choices_of(row)
     told = needed(row, "Answer")
     if not choices:
         choices = _YES_NO
@@ -81,10 +82,7 @@ def _choice(row: Row) -> Row:
         correct = letter_of(needed(row, "AnswerChoice"))
     if correct not in choices:
         raise DataError(f"the answer {told[:40]!r} is none of the choices {', '.join(choices)}; correct it")
-    answer = choices[correct]
-    return {
-        "choices": choices, "correct": correct, "answer": answer, "conclusion": answer, "answer_type": "choice",
-    }  # fmt: skip
+    return as_choice(choices, correct)
 
 
 def _free(row: Row) -> Row:

@@ -102,6 +102,19 @@ def _run(marks: list[re.Match[str]]) -> list[re.Match[str]]:
     return run
 
 
+def choices_of(row: Row) -> dict[str, str]:
+    """Letter → text of the columns ``Choice A`` to ``Choice D`` that say something."""
+    return {letter: text for letter in "ABCD" if (text := present(row[f"Choice {letter}"]))}
+
+
+def as_choice(choices: dict[str, str], correct: str) -> Row:
+    """Fields of a sample whose answer is one of ``choices``."""
+    answer = choices[correct]
+    return {
+        "choices": choices, "correct": correct, "answer": answer, "conclusion": answer, "answer_type": "choice",
+    }  # fmt: skip
+
+
 def letter_of(value: str) -> str:
     """The letter in ``A``, ``A.``, ``A: text``, ``(a)``."""
     found = re.match(r"\(?([A-Za-z])(?![A-Za-z0-9])", value)

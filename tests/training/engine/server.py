@@ -11,6 +11,7 @@ from dataclasses import dataclass, field
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from typing import Any
 
+from tests import chat_completions as wire
 from tests.training.engine.scripted import Ask, Experts, read_ask
 
 
@@ -122,13 +123,7 @@ class _Handler(BaseHTTPRequestHandler):
         elif said.breaks_off:
             self._send(200, '{"id": "1", "choices": [', {"X-Broken": "1"})
         else:
-            choice = {
-                "index": 0,
-                "message": {"role": "assistant", "content": said.text},
-                "finish_reason": said.finish,
-            }
-            body = {"id": "1", "object": "chat.completion", "created": 0, "model": request["model"]}
-            self._send(200, json.dumps({**body, "choices": [choice], "usage": usage}), {})
+            self._send(200, json.dumps(wire.completion(request["model"], said.text, usage, said.finish)), {})
 
     def _stream(self, said: Said, model: str, usage: dict[str, int]) -> None:
         self.send_response(200)
@@ -137,25 +132,11 @@ class _Handler(BaseHTTPRequestHandler):
         self.end_headers()
         self.close_connection = True
         for start in range(0, max(1, len(said.text)), 400):
-            self._event(
-                model,
-                [{"index": 0, "delta": {"role": "assistant", "content": said.text[start : start + 400]}}],
-            )
+            self.wfile.write(wire.event(model, wire.said(said.text[start : start + 400])))
             if said.breaks_off:
                 return
-        self._event(model, [{"index": 0, "delta": {}, "finish_reason": said.finish}])
-        self._event(model, [], usage=usage)
-        self.wfile.write(b"data: [DONE]\n\n")
-
-    def _event(self, model: str, choices: list[dict[str, Any]], **more: Any) -> None:
-        body = {
-            "id": "1",
-            "object": "chat.completion.chunk",
-            "created": 0,
-            "model": model,
-            "choices": choices,
-        }
-        self.wfile.write(f"data: {json.dumps(body | more)}\n\n".encode())
+        self.wfile.write(wire.event(model, wire.over(said.finish)))
+        self.wfile.write(wire.event(model, [], usage=usage) + wire.DONE)
 
     def _send(self, status: int, text: str, headers: dict[str, str]) -> None:
         data = text.encode()

@@ -8,6 +8,7 @@ from contextlib import contextmanager
 from http.server import ThreadingHTTPServer
 from typing import Any
 
+from tests.chat_completions import DONE, event, over, said
 from tests.model.fake_server import USAGE, FakeServer, _Handler
 
 Reply = Callable[[dict[str, Any]], str]
@@ -28,10 +29,8 @@ def scripted(reply: Reply) -> Iterator[FakeServer]:
             self.send_header("Content-Type", "text/event-stream")
             self.end_headers()
             for word in reply(self.state.requests[-1]).split(" "):
-                self._event(model, [{"index": 0, "delta": {"role": "assistant", "content": f"{word} "}}])
-            self._event(model, [{"index": 0, "delta": {}, "finish_reason": "stop"}])
-            self._event(model, [], usage=USAGE)
-            self.wfile.write(b"data: [DONE]\n\n")
+                self.wfile.write(event(model, said(f"{word} ")))
+            self.wfile.write(event(model, over()) + event(model, [], usage=USAGE) + DONE)
 
     server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
     thread = threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.01}, daemon=True)
