@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
@@ -42,18 +42,6 @@ def export_checkpoint(
     untrained: Sequence[str] = (),
 ) -> CheckpointInfo:
     """Write what ``ask`` and vLLM load, with where it comes from; ``untrained`` parts hold random weights still."""
-    provenance: dict[str, Any] = {
-        "data": PHANTOM_DATA if isinstance(source, PhantomSource) else str(config.data.records),
-        "data_hash": data_hash(source),
-        "config": config.model_dump(mode="json"),
-        "steps": place.total_steps,
-        "samples": place.samples,
-        "tokens": place.tokens,
-        "validation_loss": place.best,
-        "trained_by": __version__,
-    }
-    if untrained:
-        provenance["untrained"] = list(untrained)
     training = [module for module in model.modules() if module.training]
     model.eval()
     dtype = torch.bfloat16 if config.precision == "bf16" and config.model.size != "nano" else None
@@ -65,7 +53,7 @@ def export_checkpoint(
             tokenizer,
             size=config.model.size,
             preprocessing=Preprocessing().as_dict(),
-            provenance=provenance,
+            provenance=provenance_of(config, source, place, untrained),
             training_distribution=_distribution(config, source, folder.parent),
             alpha=config.stages[-1].alpha,
             zoom=config.zoom,
@@ -74,6 +62,43 @@ def export_checkpoint(
     finally:
         for module in training:
             module.training = True
+
+
+def provenance_of(
+    config: TrainConfig, source: Source, place: Place, untrained: Sequence[str] = ()
+) -> dict[str, Any]:
+    """What a checkpoint was made of and how, back to the first it began from; of paths only the names.
+
+    A checkpoint is handed on, where its maker's folders are nobody's business.
+    """
+    records, init = config.data.records, config.model.init
+    found: dict[str, Any] = {
+        "data": PHANTOM_DATA if records is None else records.name,
+        "data_hash": data_hash(source),
+        "config": _named(config.model_dump()),
+        "steps": place.total_steps,
+        "samples": place.samples,
+        "tokens": place.tokens,
+        "validation_loss": place.best,
+        "trained_by": __version__,
+    }
+    if init is not None:
+        before = read_info(init)
+        found["begun_from"] = {"checkpoint_id": before.checkpoint_id, "provenance": before.provenance}
+    if untrained:
+        found["untrained"] = list(untrained)
+    return found
+
+
+def _named(value: Any) -> Any:
+    """JSON with the name alone of every path."""
+    if isinstance(value, Path):
+        return value.name
+    if isinstance(value, Mapping):
+        return {key: _named(item) for key, item in value.items()}
+    if isinstance(value, list | tuple):
+        return [_named(item) for item in value]
+    return value
 
 
 def untrained_parts(config: TrainConfig) -> list[str]:

@@ -31,7 +31,10 @@ def test_the_exported_folder_is_the_model_that_was_trained(records: Path, tmp_pa
     tower, info = load_vision(folder)
     llm, tokenizer = load_llm(folder), load_tokenizer(folder)
     assert info.provenance["steps"] == place.total_steps == 2
-    assert info.provenance["config"] == run.config.model_dump(mode="json")
+    expected = run.config.model_dump(mode="json")
+    expected["data"] |= {"records": records.name, "cache": "cache"}
+    assert info.provenance["config"] == expected
+    assert "begun_from" not in info.provenance
     assert tokenizer.get_vocab() == run.tokenizer.get_vocab()
     stage = _StageRun(
         run, place.model_copy(update={"stage": 0, "step": 0}), Checkpoints(run.out, 2), *_quiet(run)
@@ -70,7 +73,12 @@ def test_a_trained_checkpoint_names_as_untrained_only_what_no_stage_has_trained(
     path.write_text(yaml.safe_dump(settings), encoding="utf-8")
     train(build(load_config(path), tmp_path / "out"))
     for name in ("best", "last"):
-        assert read_info(tmp_path / "out" / name).untrained == left
+        info = read_info(tmp_path / "out" / name)
+        assert info.untrained == left
+        begun: Any = info.provenance["begun_from"]
+        start = read_info(imported)
+        assert begun == {"checkpoint_id": start.checkpoint_id, "provenance": start.provenance}
+        assert str(tmp_path) not in info.model_dump_json(), "a checkpoint is handed on, folders are not"
     scratch = tiny.config(records, stage={"rates": rates})
     assert untrained_parts(scratch) == [part for part in PARTS if part not in trained]
 
