@@ -235,8 +235,14 @@ def load_llm(
 ) -> Qwen2ForCausalLM:
     """The LLM in evaluation mode (float32 unless ``dtype`` says otherwise), weights checked and strict."""
     import torch
-    from transformers import Qwen2ForCausalLM
 
+    try:
+        from transformers import Qwen2ForCausalLM
+    except (ImportError, RuntimeError) as error:
+        raise CheckpointError(
+            f"transformers' LLM classes can't be imported ({_one_line(error.__cause__ or error)}); where a torchvision "
+            "for another torch is the cause, as beside a CPU build: pip uninstall torchvision torchaudio torchcodec"
+        ) from error
     folder = Path(folder)
     info = read_info(folder)
     for name in info.weights:

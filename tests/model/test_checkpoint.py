@@ -3,6 +3,8 @@ from __future__ import annotations
 import json
 import os
 import shutil
+import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -253,3 +255,20 @@ def test_a_checkpoint_without_chat_template_is_refused(folder: Path) -> None:
 def test_a_folder_that_is_none_says_so(tmp_path: Path) -> None:
     with pytest.raises(CheckpointError, match="no TumorChain checkpoint"):
         read_info(tmp_path / "nowhere")
+
+
+def test_a_torchvision_that_was_built_for_another_torch_is_named_with_the_remedy(
+    tmp_path: Path, tiny_folder: Path
+) -> None:
+    broken = "raise RuntimeError('operator torchvision::nms does not exist')"
+    (tmp_path / "torchvision.py").write_text(broken, encoding="utf-8")
+    described = tmp_path / "torchvision-0.28.0.dist-info" / "METADATA"
+    described.parent.mkdir()
+    described.write_text("Metadata-Version: 2.1\nName: torchvision\nVersion: 0.28.0\n", encoding="utf-8")
+    code = f"from tumorchain_agent.model.checkpoint import load_llm; load_llm({str(tiny_folder)!r})"
+    environment = {**os.environ, "PYTHONPATH": str(tmp_path)}
+    found = subprocess.run([sys.executable, "-c", code], env=environment, capture_output=True, text=True)
+    error = found.stderr.splitlines()[-1]
+    assert "CheckpointError: " in error
+    assert "operator torchvision::nms does not exist" in error
+    assert "pip uninstall torchvision" in error
