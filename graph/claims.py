@@ -7,7 +7,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from typing import Final
 
 from tumorchain_agent.records import Claim, Notice, OrganEvidence
-from tumorchain_agent.tools.organs import display_name, mentioned_organs
+from tumorchain_agent.tools.organs import FIVE, display_name, match_organs, mentioned_organs
 from tumorchain_agent.tools.tnm import primary_organ
 
 _HEADING: Final = re.compile(
@@ -23,6 +23,12 @@ _NOT_ASSESSED: Final = re.compile(
     r"\bnot\s+(?:\w+\s+){0,2}(?:assess|evaluat|includ|imag|seen|visib|visuali|cover|captur|contain|available|present|"
     r"depict|shown|part of|within|in)\w*|\b(?:absent|outside|unassess\w*|missing|excluded|out of)\b|"
     r"\b(?:cannot|can't|could not|can not)\s+be\s+\w+",
+    re.IGNORECASE,
+)
+_SHORT_ANSWER: Final = re.compile(r"\banswer:\s*(?P<short>.+)\Z", re.IGNORECASE | re.DOTALL)
+_NO_TUMOR: Final = re.compile(
+    r"\bno (?:evidence of )?(?:an? )?(?:(?:malignant|suspicious|visible) )?"
+    r"(?:tumou?rs?|mass(?:es)?|cancers?|carcinomas?|malignan\w+|lesions?)\b",
     re.IGNORECASE,
 )
 
@@ -102,3 +108,26 @@ def classifier_disagrees(conclusion: str, evidence: Mapping[str, OrganEvidence])
             message = f"{said} (p of abnormal = {cls.p_abnormal:.2f}): look for yourself."
             found.append(Notice(code="classifier_disagrees", message=message, organ=organ))
     return found
+
+
+def contradicts_itself(conclusion: str) -> list[Notice]:
+    """A notice where the short answer that closes a text names another seat of a tumor than the text before it, or
+    only one of the two sees a tumor at all. A text without "Answer:" has no such part."""
+    found = _SHORT_ANSWER.search(conclusion)
+    if found is None or "metasta" in found["short"].lower():
+        return []
+    before, short = conclusion[: found.start()], found["short"].strip()
+    seat, named = primary_organ(before), [each for each in match_organs(short) if each.organ in FIVE]
+    organs = {each.organ for each in named}
+    if _NO_TUMOR.search(short):
+        clash = seat is not None and (seat in organs or not organs)
+    elif seat is not None:
+        clash = bool(organs) and seat not in organs
+    else:
+        affirmed = primary_organ(short) or any(each.text == short.rstrip(".") for each in named)
+        clash = bool(affirmed) and _NO_TUMOR.search(before.rpartition("Impression:")[2]) is not None
+    if not clash:
+        return []
+    seen = f"sees a tumor of the {display_name(seat)}" if seat else "sees no tumor"
+    message = f"The answer contradicts itself: its text {seen}, its short answer is “{short[:200]}” Look for yourself."
+    return [Notice(code="contradicts_itself", message=message, organ=seat)]

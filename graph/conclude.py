@@ -11,7 +11,12 @@ from langchain_core.language_models import BaseChatModel
 from langgraph.config import get_config
 
 import tumorchain_agent
-from tumorchain_agent.graph.claims import absent_described, classifier_disagrees, make_claims
+from tumorchain_agent.graph.claims import (
+    absent_described,
+    classifier_disagrees,
+    contradicts_itself,
+    make_claims,
+)
 from tumorchain_agent.graph.examine import absent_notice
 from tumorchain_agent.graph.llm import llm_name
 from tumorchain_agent.graph.measured import contradictions, measured_claim
@@ -124,6 +129,7 @@ def _late_notices(
     found = [absent_notice(organ, segmentation) for organ in absent if organ not in evidence]
     found += absent_described(conclusion, absent)
     found += classifier_disagrees(conclusion, evidence)
+    found += contradicts_itself(conclusion)
     found += [Notice(code="tnm_flag", message=flag, organ=tnm.primary_organ) for flag in tnm.flags]
     return found
 

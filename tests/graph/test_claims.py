@@ -4,7 +4,13 @@ from __future__ import annotations
 
 import pytest
 
-from tumorchain_agent.graph.claims import absent_described, classifier_disagrees, make_claims, sentences
+from tumorchain_agent.graph.claims import (
+    absent_described,
+    classifier_disagrees,
+    contradicts_itself,
+    make_claims,
+    sentences,
+)
 from tumorchain_agent.graph.conclude import read_tnm
 from tumorchain_agent.records import Classification, OrganEvidence
 
@@ -127,3 +133,51 @@ def test_an_answer_that_the_classifier_does_not_bear_out_is_flagged(
     assert [(notice.organ, flagged is not None and flagged[1] in notice.message) for notice in found] == (
         [(flagged[0], True)] if flagged else []
     )
+
+
+COLON = (
+    "Findings: a mass of the ascending colon. No mass in the liver. Impression: tumor of the colon. Answer: "
+)
+NONE = "Findings: no mass in the liver. Impression: no tumor. Answer: "
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        COLON + "yes, a tumor of the liver.",
+        COLON + "liver.",
+        COLON + "no tumor.",
+        COLON + "no tumor of the colon.",
+        COLON + "cT4a N0 M0, stomach, over 4 cm.",
+        NONE + "pancreas.",
+        NONE + "yes, a tumor of the pancreas.",
+    ],
+)
+def test_a_short_answer_that_contradicts_its_own_text_is_noticed(text: str) -> None:
+    (notice,) = contradicts_itself(text)
+    assert notice.code == "contradicts_itself"
+    assert text.rpartition("Answer: ")[2] in notice.message
+    seen = "a tumor of the colon and rectum" if text.startswith(COLON) else "no tumor"
+    assert f"its text sees {seen}" in notice.message
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        COLON + "colon.",
+        COLON + "yes, a tumor of the colon.",
+        COLON + "no tumor of the liver.",
+        COLON + "cT4a N0 M0, colon, over 4 cm.",
+        COLON + "ascending colon.",
+        COLON + "liver metastases.",
+        COLON + "N0.",
+        COLON + "multiple.",
+        NONE + "no tumor.",
+        NONE + "no tumor of the liver.",
+        NONE + "esophagus not assessed.",
+        "The liver holds a hepatocellular carcinoma.",
+        "No tumor is seen. The pancreas is normal.",
+    ],
+)
+def test_a_short_answer_that_agrees_or_speaks_of_something_else_is_not_noticed(text: str) -> None:
+    assert contradicts_itself(text) == []
