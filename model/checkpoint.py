@@ -392,5 +392,5 @@ def _as_json(data: Mapping[str, Any]) -> dict[str, Any]:
     return loaded
 
 
-def _one_line(error: Exception) -> str:
+def _one_line(error: BaseException) -> str:
     return " ".join(str(error).split())[:300]

@@ -146,6 +146,7 @@ def _corners(points: NDArray[np.float64]) -> NDArray[np.float64]:
     if len(points) < 4:
         return points
     try:
-        return np.asarray(points[ConvexHull(points).vertices], np.float64)
+        chosen: NDArray[np.signedinteger] = ConvexHull(points).vertices
     except QhullError:
-        return points[np.lexsort(points.T)][[0, -1]]
+        chosen = np.lexsort(points.T)[[0, -1]]
+    return np.take(points, chosen, axis=0)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Final
+from typing import TYPE_CHECKING, Any, Final
 
 import numpy as np
 from numpy.typing import NDArray
@@ -153,7 +153,7 @@ def _aligned(
         mask = organs > 0
         keys = organs[mask].astype(np.int32) * np.int32(nx * ny) + plane[mask]
         counts[:, :, bz[index]] += np.bincount(keys, minlength=counts[:, :, 0].size).reshape(-1, nx * ny)
-    volume = counts.reshape(-1, nx, ny, wz.shape[1]).astype(np.float64)
+    volume: NDArray[Any] = counts.reshape(-1, nx, ny, wz.shape[1]).astype(np.float64)
     for weights in (wx, wy, wz):
         volume = np.moveaxis(np.tensordot(weights, volume, axes=([1], [1])), 0, -1)
     return volume.transpose(0, *(1 + axes.index(axis) for axis in range(3)))

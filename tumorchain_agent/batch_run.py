@@ -110,8 +110,9 @@ def outcomes(
         _configure()
         count, cpus, gpus = share(ray.cluster_resources(), workers, settings.device)
         attempts = ray.remote(Attempts).options(num_cpus=0).remote()
+        asker: Any = RowAsker
         found = from_items([to_item(*each) for each in rows], override_num_blocks=len(rows)).map(
-            RowAsker,
+            asker,
             fn_constructor_args=(settings.model_dump(mode="json"), reasoning.model_dump_json(), attempts),
             compute=ActorPoolStrategy(size=min(count, len(rows)), max_tasks_in_flight_per_actor=2),
             num_cpus=cpus,

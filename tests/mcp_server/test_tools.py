@@ -253,19 +253,31 @@ def test_what_the_caller_can_mend_is_a_typed_tool_error(workbench: Workbench, fi
 
 
 REFUSED: list[tuple[str, dict[str, Any], str]] = [
-    ("segment_organs", {"scan_id": "x", "organ": "liver"}, "organ"),
-    ("view_organ", {"scan_id": "x", "organ": "liver", "planes": ["oblique"]}, "planes"),
-    ("encode_scan", {}, "scan_id"),
-    ("ask", {"path": "x", "question": "y", "max_rounds": 0}, "max_rounds"),
+    ("segment_organs", {"scan_id": "x", "organ": "liver"}, "'organ' is no argument; it takes scan_id, "),
+    (
+        "view_organ",
+        {"scan_id": "x", "organ": "liver", "planes": ["oblique"]},
+        "planes.0 'oblique': Input should be ",
+    ),
+    ("encode_scan", {}, "scan_id is missing: The scan_id that open_scan returned"),
+    ("ask", {"path": "x", "question": "y", "max_rounds": 0}, "max_rounds '0': Input should be greater than"),
+    (
+        "measure_organs",
+        {"scan_id": [1], "organs": 7, "x" * 500: 1},
+        "scan_id '[1]': Input should be a valid string; ",
+    ),
 ]
 
 
-def test_arguments_that_a_tool_does_not_know_are_refused(workbench: Workbench) -> None:
+def test_arguments_that_do_not_fit_are_refused_in_one_line_that_names_them(workbench: Workbench) -> None:
     async def steps(client: Client) -> None:
         for tool, arguments, culprit in REFUSED:
             result = await client.call_tool(tool, arguments)
             assert result.is_error
-            assert culprit in text_of(result)
+            assert text_of(result).startswith(f"InputError: {tool}: {culprit}")
+            assert len(text_of(result)) < 600
+            assert "\n" not in text_of(result)
+            assert (result.meta or {})["tumorchain/error"]["code"] == "InputError"
 
     with_client(workbench, steps)
 

@@ -97,8 +97,8 @@ def stamp(lesion: Lesion, painted: Painted, grid: Grid) -> Stamp | None:
     full = ratio < 1
     expected = max(float(full.sum()), lesion.surface.volume_mm3 / grid.voxel_mm3)
     share = float((full & allowed).sum()) / max(expected, 1.0)
-    alpha = 1 / (1 + np.exp(np.clip((ratio - 1) / _SOFTNESS[lesion.boundary], -30, 30)))
-    alpha = np.where(allowed, alpha, 0).astype(np.float32)
+    opacity = 1 / (1 + np.exp(np.clip((ratio - 1) / _SOFTNESS[lesion.boundary], -30, 30)))
+    alpha = np.where(allowed, opacity, 0).astype(np.float32)
     mark = Stamp(lesion, window, alpha, ratio, (), share)
     if lesion.kind == "tumor":
         mark.invaded = _invaded(lesion, labels[full & allowed], grid)

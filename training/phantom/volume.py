@@ -10,7 +10,7 @@ import os
 from dataclasses import dataclass, replace
 from functools import lru_cache
 from pathlib import Path
-from typing import TypeVar
+from typing import Any, TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
@@ -115,10 +115,8 @@ def make_pool(folder: Path, count: int, first_seed: int, workers: int = 2) -> Po
     folder.mkdir(parents=True, exist_ok=True)
     seeds = np.arange(first_seed, first_seed + count)
     shape = (count, PIXELS, PIXELS, SLICES)
-    arrays = [
-        np.lib.format.open_memmap(folder / f"{n}.tmp.npy", "w+", np.uint8, shape)
-        for n in ("labels", "tissue")
-    ]
+    open_memmap: Any = np.lib.format.open_memmap
+    arrays = [open_memmap(folder / f"{n}.tmp.npy", "w+", np.uint8, shape) for n in ("labels", "tissue")]
     grids = np.zeros((count, 6))
     with worker_pool(workers) as pool:
         for i, (grid, *painted) in enumerate(pool.map(_paint, map(int, seeds), chunksize=8)):
