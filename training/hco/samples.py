@@ -24,13 +24,11 @@ from tumorchain_agent.training.phantom.text import (
     compose,
     final_text,
     findings,
-    look_on,
 )
 from tumorchain_agent.training.phantom.wording import look_closer
 from tumorchain_agent.training.tasks import TASK_OF, subtask_odds
 
 Retell = Callable[[Sequence[str]], str]
-LookOn = Callable[[Sequence[str]], Sequence[str]]
 
 DESCRIBE: Final = (
     "Describe the findings.",
@@ -56,8 +54,6 @@ class Item:
     """Findings, for the alignment stage."""
     retell: Retell | None = None
     """The last text for other organs examined, where the truth is known well enough to tell it."""
-    look_on: LookOn | None = None
-    """The organs that a truth which is known calls for after those shown."""
     own: bool = False
     """The first text is the model's own; nothing is learned from it."""
 
@@ -127,7 +123,6 @@ def of_phantom(
         answer=closing(answer_text(truth, subtask, asked, absent)),
         caption=findings(truth, seen, np.random.default_rng(wording)),
         retell=retell,
-        look_on=lambda shown: look_on(truth, shown, there),
     )
 
 
@@ -200,16 +195,15 @@ def _closer(part: str | Evidence, sides_mm: Mapping[str, float]) -> Iterator[str
 def with_own_first_round(item: Item, said: str) -> Item:
     """The item with ``said``, the model's own first round, in the place of its first text.
 
-    The organs that the question names, and those that it names, come next, as in the graph. Organs that the truth
-    calls for and it missed get a round of their own, asked for in the truth's words: what is learned is to
+    The organs that the question names, and those that it names, come next, as in the graph. Organs that the truth's
+    rounds need and it missed get a round of their own, asked for in the truth's words: what is learned is to
     correct, not to copy. The item stays as it is when it needs no second round or no organ is named.
     """
     said = said.strip()
     named = tuple(dict.fromkeys([*mentioned_organs(item.question), *mentioned_organs(said)]))
     if len(item.texts) == 1 or not named:
         return item
-    needed = item.look_on(named) if item.look_on else [o for organs in item.organs for o in organs]
-    missed = tuple(organ for organ in needed if organ not in named)
+    missed = tuple(o for organs in item.organs for o in organs if o not in named)
     organs: tuple[tuple[str, ...], ...] = ((), named, missed) if missed else ((), named)
     last = item.retell([*named, *missed]) if item.retell else item.texts[-1]
     texts = (said, look_closer(missed), last) if missed else (said, last)

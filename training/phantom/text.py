@@ -6,9 +6,7 @@ a verdict from it. The last round follows findings → impression → pathology.
 
 from __future__ import annotations
 
-from collections.abc import Collection
 from dataclasses import dataclass
-from typing import Final
 
 import numpy as np
 
@@ -57,10 +55,6 @@ QUESTIONS: dict[str, tuple[str, ...]] = {
         "Describe the findings, the impression and the stage.",
     ),
 }
-
-
-OVERLOOKED: Final = 0.15
-"""Share of the conversations whose rounds go on although they were shown the tumour."""
 
 
 @dataclass(frozen=True)
@@ -187,10 +181,10 @@ def compose(
 ) -> Sample:
     """A question and its rounds. ``suspicion`` is Cls's p(abnormal) of each organ in the scan.
 
-    The first round names the organs that the question asks about and those that Cls suspects, two at least. Where
-    that misses the tumour's organ, it takes the last one's place, or the rounds go on (``look_on``): to all other
-    organs, as a reader who has found nothing does, and so for healthy patients too. Neither the first list nor that a
-    round follows gives the verdict away; what the round was shown does.
+    The first round names the organs that the question asks about and those that Cls suspects, two at least.
+    Where that misses the tumour's organ, it takes the last one's place or gets a round of its own; healthy
+    patients get such a further round as well, so that neither the list nor the number of rounds gives the verdict
+    away.
 
     Without ``iir`` there is one round, from the whole scan. Without ``cot`` the last round says the answer alone.
     The question's words tell which is wanted.
@@ -213,36 +207,25 @@ def compose(
     return Sample(subtask, question, tuple(rounds), tuple(texts), asked)
 
 
-def look_on(truth: Truth, shown: Collection[str], there: Collection[str]) -> list[str]:
-    """The organs of the five that are still to be examined: none once the tumour's was shown, else all others.
-
-    ``there`` are the organs in the scan. That no tumour was found is known only when all of them were looked at.
-    """
-    if truth.organ is not None and truth.organ in shown:
-        return []
-    return [organ for organ in ORGANS if organ in there and organ not in shown]
-
-
 def _to_examine(
     rng: np.random.Generator, truth: Truth, subtask: str, suspicion: dict[str, float], asked: str | None
 ) -> tuple[list[str], list[str]]:
-    """Organs of the first list, and of a further round (none or one).
-
-    Now and then a round follows although the tumour was shown: a reader who overlooked it comes to the right answer
-    in the end.
-    """
+    """Organs of the first list, and of a further round (none or one)."""
     ranked = sorted(suspicion, key=lambda o: -suspicion[o])
     first = [asked] if asked else []
     free = [o for o in ranked if o not in first]
     least = 2 - len(first)
     chosen = [o for k, o in enumerate(free) if k < least or suspicion[o] > 0.3][: 3 - len(first)]
     needed = truth.organ if truth.organ in suspicion else None
-    if needed and needed not in first + chosen and chosen and rng.random() < 0.6:
-        chosen[-1] = needed
+    missed = needed is not None and needed not in first + chosen
+    if missed and chosen and rng.random() < 0.6:
+        chosen[-1] = str(needed)
+        missed = False
     first += chosen
     if subtask in ("metastasis", "report") and "liver" in suspicion and "liver" not in first:
         first.append("liver")
-    rest = look_on(truth, first, suspicion)
-    if needed in first and rng.random() < OVERLOOKED:
-        rest = [o for o in ORGANS if o in suspicion and o not in first]
-    return first, rest
+        missed = missed and needed != "liver"
+    rest = [o for o in ranked if o not in first]
+    if missed:
+        return first, [str(needed)]
+    return first, rest[:1] if rest and rng.random() < 0.15 else []
