@@ -257,8 +257,8 @@ def test_a_network_trained_on_toys_segments_a_toy_through_totalsegmentator(
     from tumorchain_agent.tools.scan import ct_from_array
     from tumorchain_agent.tools.segment import Segmenter
 
-    trained = train_segmentation(cases, tmp_path, steps=120, threads=2, options=TOY, log=io.StringIO())
-    assert trained.held_out_dice["five"] > 0.8
+    trained = train_segmentation(cases, tmp_path, steps=200, threads=2, options=TOY, log=io.StringIO())
+    assert trained.held_out_dice["five"] > 0.9
     hu, truth = toy_patient(99, 56, (2.0, 2.0, 4.0))
     flip = np.diag([-2.0, -2.0, 4.0, 1.0])
     flip[:3, 3] = [2.0 * (hu.shape[0] - 1), 2.0 * (hu.shape[1] - 1), 0]
@@ -267,7 +267,7 @@ def test_a_network_trained_on_toys_segments_a_toy_through_totalsegmentator(
         result = segmenter.segment(ct)
     scores = dice_per_organ(result.labels, truth)
     assert scores["liver"] > 0.8
-    assert scores["stomach"] > 0.6
+    assert scores["stomach"] > 0.7
     assert set(result.info.organs_present) <= {"liver", "stomach", "lumbar_vertebrae"}
 
 
