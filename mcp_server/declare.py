@@ -6,7 +6,7 @@ import inspect
 from collections.abc import Callable, Mapping
 from typing import Any
 
-from mcp.server.mcpserver.exceptions import ToolError
+from mcp.server.mcpserver.exceptions import ToolError, UnexpectedToolError
 from mcp.server.mcpserver.tools import Tool
 from mcp_types import ToolAnnotations
 from pydantic import ConfigDict, TypeAdapter, ValidationError
@@ -23,6 +23,8 @@ class _Declared(Tool):
     async def run(self, *args: Any, **kwargs: Any) -> Any:
         try:
             return await super().run(*args, **kwargs)
+        except UnexpectedToolError:
+            raise
         except ToolError as error:
             if not isinstance(error.__cause__, ValidationError):
                 raise

@@ -12,6 +12,7 @@ import anyio.to_thread
 import pytest
 from jsonschema import validate  # type: ignore[import-untyped]
 from mcp import Client
+from pydantic import TypeAdapter
 
 from tests.mcp_server.conftest import (
     HIDDEN,
@@ -282,10 +283,13 @@ def test_arguments_that_do_not_fit_are_refused_in_one_line_that_names_them(workb
     with_client(workbench, steps)
 
 
+@pytest.mark.parametrize("kind", ["any", "pydantic"])
 def test_a_crash_is_an_error_that_tells_the_client_nothing_but_its_tool(
-    workbench: Workbench, monkeypatch: pytest.MonkeyPatch
+    workbench: Workbench, monkeypatch: pytest.MonkeyPatch, kind: str
 ) -> None:
-    def crash(*_: object) -> None:
+    def crash(*_: object, **__: object) -> None:
+        if kind == "pydantic":
+            TypeAdapter(int).validate_python("patient Doe, /data/doe.nii.gz")
         raise RuntimeError("patient Doe, /data/doe.nii.gz")
 
     monkeypatch.setattr(workbench, "open_scan", crash)
