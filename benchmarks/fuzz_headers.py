@@ -226,6 +226,9 @@ def main() -> int:
     parser.add_argument("--keep", metavar="DIR", type=Path, help="folder for what failed")
     parser.add_argument("--seed", type=int, default=random.SystemRandom().randrange(2**31))
     args = parser.parse_args()
+    for path in args.real:
+        if not path.is_file() and not (path.is_dir() and all(file.is_file() for file in path.iterdir())):
+            parser.error(f"{path} is neither a NIfTI file nor a folder with the files of one DICOM series")
     with tempfile.TemporaryDirectory(prefix="tumorchain-fuzz-") as folder:
         started = time.monotonic()
         found = fuzz(args.headers, args.seed, args.real, Path(folder), args.keep)

@@ -1,6 +1,6 @@
 """Broken JSON-RPC messages for a real server over stdio.
 
-    PYTHONPATH=. python benchmarks/fuzz_mcp.py --messages 20000
+    python benchmarks/fuzz_mcp.py --messages 20000
 
 Real messages of a session are mutated: types, keys, sizes, paths, encodings, truncation, noise. Between them a
 good message must be answered within 5 s, after a first good call has loaded what is loaded once. Counted as a
@@ -31,6 +31,8 @@ from typing import Any
 import nibabel
 import numpy as np
 import psutil
+
+sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
 from tests.conftest import torso, torso_grid
 

@@ -1,6 +1,6 @@
 """Many clients of one HTTP server, cached calls mixed.
 
-    PYTHONPATH=. python benchmarks/load_mcp.py --clients 50 --minutes 10
+    python benchmarks/load_mcp.py --clients 50 --minutes 10
 
 First one client alone, then all at once, each with a short pause between calls as an agent makes. Reported: errors,
 the 99th percentile of a cached measure_organs as a multiple of the single client's median, and the server's
