@@ -51,6 +51,11 @@ def load_mask(path: Path, ct: CT) -> NDArray[np.bool_]:
         raise LabelMapError(
             f"{path.name} is not on the grid of {ct.info.file_name}: {difference}; pass a mask of this scan"
         )
+    odd = int(np.count_nonzero(~np.isfinite(values))) if values.dtype.kind == "f" else 0
+    if odd:
+        raise LabelMapError(
+            f"mask {path.name} holds {odd} voxels that are no finite number; write 0 where there is no lesion"
+        )
     inside: NDArray[np.bool_] = values * stored.slope + stored.intercept != 0
     return inside
 
