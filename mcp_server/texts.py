@@ -171,7 +171,11 @@ def _change(change: OrganChange) -> str:
     if change.volume_change_ml is None:
         return f"{change.organ}: can't be compared"
     share = "" if change.volume_change_percent is None else f" ({change.volume_change_percent:+.0f} %)"
-    doubt = "" if change.beyond_method_error else ", within the error of segmentation"
+    doubt = {
+        True: "",
+        False: ", within the error of segmentation",
+        None: ", which may be the error of segmentation",
+    }[change.beyond_method_error]
     return (
         f"{change.organ}: {change.earlier.volume_ml or 0:.1f} → {change.later.volume_ml or 0:.1f} ml, "
         f"{change.volume_change_ml:+.1f} ml{share}{doubt}; mean HU {change.mean_hu_change or 0:+.1f}"

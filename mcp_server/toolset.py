@@ -197,13 +197,15 @@ class Toolset:
         organs: Annotated[
             list[str] | None, Field(description="Organs to compare; default those of either scan.")
         ] = None,
+        earlier_segmentation_id: SegmentationId = None,
+        later_segmentation_id: SegmentationId = None,
         wait_seconds: Wait = WAIT_S,
     ) -> Annotated[CallToolResult, Comparison]:
         """Compare two scans of one patient organ by organ: change of volume, HU and diameter.
 
         `beyond_method_error` is false where a change is as small as two segmentations of one organ differ.
         Organs that are absent, or cut by the edge of either scan, are not compared. Read the notices: other
-        contrast or slice thickness makes changes doubtful."""
+        contrast, slice thickness or way of segmenting makes changes doubtful."""
         return await self._run(
             "compare_scans",
             ctx,
@@ -211,6 +213,8 @@ class Toolset:
             earlier_scan_id=earlier_scan_id,
             later_scan_id=later_scan_id,
             organs=organs,
+            earlier_segmentation_id=earlier_segmentation_id,
+            later_segmentation_id=later_segmentation_id,
         )
 
     async def encode_scan(

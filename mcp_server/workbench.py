@@ -48,7 +48,7 @@ from tumorchain_agent.records import (
     TokenSet,
 )
 from tumorchain_agent.settings import Settings
-from tumorchain_agent.tools.organs import ORGANS, organ_structures, resolve_organ
+from tumorchain_agent.tools.organs import organ_structures, resolve_organ
 
 if TYPE_CHECKING:
     from tumorchain_agent.tools.contact import Contact
@@ -88,7 +88,7 @@ class Workbench:
         views = Views(self._store, self._scans, self._segmentations, self.served)
         self._vision = Vision(self._store, self._segmentations, self.served, views)
         self._measuring = Measuring(settings, self._store, self._scans, self._segmentations)
-        self._relations = Relations(self._scans, self._segmentations, self.guard)
+        self._relations = Relations(self._scans, self._segmentations, self._measuring, self.guard)
         self.answers = Answers(self._index)
 
     def __enter__(self) -> Workbench:
@@ -275,27 +275,15 @@ class Workbench:
         earlier_scan_id: str,
         later_scan_id: str,
         organs: Sequence[str] | None = None,
+        earlier_segmentation_id: str | None = None,
+        later_segmentation_id: str | None = None,
         job: Job = SILENT,
     ) -> Comparison:
         """Organ by organ; without names those that either scan holds."""
-        from tumorchain_agent.tools.compare import compare_organs, doubts
-
         wanted = _resolved(organs)
-        found, scans, limits = [], [], []
-        for part, scan_id in enumerate((earlier_scan_id, later_scan_id)):
-            share = job.part(0.5 * part, 0.5 * part + 0.5)
-            info = self._segmented(scan_id, None, share, wanted)
-            found.append(self._measuring.measurements(scan_id, info.weights_id, share.part(0.9, 1.0))[0])
-            scans.append(self._scans.info(scan_id))
-            limits.append(info.notices)
-        names = wanted or tuple(organ for organ in ORGANS.values() if any(m[organ].present for m in found))
-        changes = compare_organs(found[0], found[1], names)
-        return Comparison(
-            earlier_scan_id=earlier_scan_id,
-            later_scan_id=later_scan_id,
-            changes=changes,
-            notices=notices.unique(*limits, doubts(scans[0], scans[1], changes)),
-        )
+        earlier = self._segmented(earlier_scan_id, earlier_segmentation_id, job.part(0.0, 0.45), wanted)
+        later = self._segmented(later_scan_id, later_segmentation_id, job.part(0.45, 0.9), wanted)
+        return self._relations.compare((earlier, later), wanted, job.part(0.9, 1.0))
 
     def answer(self, answer_id: str, job: Job = SILENT) -> Answer:
         """An answer of the ``ask`` tool. Raises InputError for none of this server's."""

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 
-from tumorchain_agent.records import Measurement, Notice, Record, ScanInfo
+from tumorchain_agent.records import Measurement, Notice, Record, ScanInfo, SegmentationInfo
 
 SMALL_CHANGE_PERCENT = 10.0
 """Segmentations of the same organ in two scans differ by about this much without any change in the patient."""
@@ -21,14 +21,46 @@ class OrganChange(Record):
     mean_hu_change: float | None = None
     largest_diameter_change_mm: float | None = None
     beyond_method_error: bool | None = None
-    """Whether the volume changed by more than two segmentations of one organ differ; ``None``: can't be told."""
+    """Whether the volume changed by more than two segmentations of one organ differ; ``None``: can't be told, as
+    where the two were not segmented alike."""
 
 
 def compare_organs(
-    earlier: Mapping[str, Measurement], later: Mapping[str, Measurement], organs: Sequence[str]
+    earlier: Mapping[str, Measurement],
+    later: Mapping[str, Measurement],
+    organs: Sequence[str],
+    *,
+    alike: bool = True,
 ) -> tuple[OrganChange, ...]:
-    """Change of each organ; numbers only where it is in both scans, and not cut by the edge of either."""
-    return tuple(_change(organ, earlier[organ], later[organ]) for organ in organs)
+    """Change of each organ; numbers only where it is in both scans, and not cut by the edge of either.
+
+    ``alike``: both were segmented in the same way; else no change is told to be beyond the method's error.
+    """
+    return tuple(_change(organ, earlier[organ], later[organ], alike) for organ in organs)
+
+
+def segmented_alike(earlier: SegmentationInfo, later: SegmentationInfo) -> bool:
+    """By the same task and weights; of two label maps that a user gave, that is the user's to know."""
+    made = [(each.source, each.task, each.weights_id) for each in (earlier, later)]
+    return made[0] == made[1] or earlier.source == later.source == "given"
+
+
+def otherwise_segmented(earlier: SegmentationInfo, later: SegmentationInfo) -> tuple[Notice, ...]:
+    """What to know of two scans that were not segmented alike; none of two that were."""
+    if segmented_alike(earlier, later):
+        return ()
+    ways = [_way(each) for each in (earlier, later)]
+    ways = (
+        ways
+        if ways[0] != ways[1]
+        else [f"{way}, weights {each.weights_id}" for way, each in zip(ways, (earlier, later), strict=True)]
+    )
+    text = (
+        f"The scans were segmented in different ways ({ways[0]}; {ways[1]}): changes of volume, HU and "
+        "diameter may come from that alone. Segment both alike, and pass earlier_segmentation_id and "
+        "later_segmentation_id."
+    )
+    return (_notice("segmentation_differs", text),)
 
 
 def doubts(earlier: ScanInfo, later: ScanInfo, changes: Sequence[OrganChange]) -> tuple[Notice, ...]:
@@ -69,7 +101,15 @@ def doubts(earlier: ScanInfo, later: ScanInfo, changes: Sequence[OrganChange]) -
     return tuple(found)
 
 
-def _change(organ: str, earlier: Measurement, later: Measurement) -> OrganChange:
+def _way(info: SegmentationInfo) -> str:
+    return (
+        "a label map that was given"
+        if info.source == "given"
+        else f"{info.source} weights of task {info.task}"
+    )
+
+
+def _change(organ: str, earlier: Measurement, later: Measurement, alike: bool) -> OrganChange:
     if not (earlier.present and later.present):
         return OrganChange(organ=organ, earlier=earlier, later=later)
     hu = _difference(earlier.mean_hu, later.mean_hu)
@@ -85,7 +125,7 @@ def _change(organ: str, earlier: Measurement, later: Measurement) -> OrganChange
         volume_change_percent=percent,
         mean_hu_change=hu,
         largest_diameter_change_mm=_difference(earlier.largest_diameter_mm, later.largest_diameter_mm),
-        beyond_method_error=None if percent is None else abs(percent) > SMALL_CHANGE_PERCENT,
+        beyond_method_error=None if percent is None or not alike else abs(percent) > SMALL_CHANGE_PERCENT,
     )
 
 

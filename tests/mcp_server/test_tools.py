@@ -348,3 +348,20 @@ def test_results_hold_no_bulk_data_and_no_file_names_but_the_scans_own(
             assert str(Path(files.scan).parent) not in text
 
     with_client(workbench, steps)
+
+
+def test_scans_that_were_segmented_otherwise_are_compared_with_a_warning_and_by_choice_alike(
+    workbench: Workbench, files: Files
+) -> None:
+    async def steps(client: Client) -> None:
+        scan_id, given = await open_segmented(client, files)
+        own = (await call(client, "segment_organs", scan_id=scan_id))["segmentation_id"]
+        pair = {"earlier_scan_id": scan_id, "later_scan_id": scan_id, "organs": ["liver"]}
+        for earlier, later, alike in ((given, own, False), (given, given, True)):
+            ids = {"earlier_segmentation_id": earlier, "later_segmentation_id": later}
+            found = await call(client, "compare_scans", **pair, **ids)
+            codes = [notice["code"] for notice in found["notices"]]
+            assert ("segmentation_differs" in codes) is not alike
+            assert found["changes"][0]["beyond_method_error"] is (False if alike else None)
+
+    with_client(workbench, steps)

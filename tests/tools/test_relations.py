@@ -11,8 +11,13 @@ from numpy.typing import NDArray
 
 from tests.conftest import WriteNifti, torso, torso_grid
 from tumorchain_agent.errors import LabelMapError
-from tumorchain_agent.records import Measurement
-from tumorchain_agent.tools.compare import compare_organs, doubts
+from tumorchain_agent.records import Measurement, SegmentationInfo
+from tumorchain_agent.tools.compare import (
+    compare_organs,
+    doubts,
+    otherwise_segmented,
+    segmented_alike,
+)
 from tumorchain_agent.tools.contact import measure_contact
 from tumorchain_agent.tools.input_gate import inspect_input
 from tumorchain_agent.tools.labels import label_map
@@ -206,6 +211,38 @@ def test_absent_and_cut_organs_are_not_compared_and_said_so() -> None:
         assert changes[0].volume_change_ml is None
         assert changes[0].beyond_method_error is None
         assert code in [notice.code for notice in doubts(ct.info, ct.info, changes)]
+
+
+def segmented(source: Any, task: str, weights_id: str) -> SegmentationInfo:
+    return SegmentationInfo(
+        scan_id="0" * 64, source=source, task=task, weights_id=weights_id, organs_present=(), seconds=0.0
+    )
+
+
+NANO = segmented("nano", "nano", "n1")
+
+
+@pytest.mark.parametrize(
+    ("earlier", "later", "alike"),
+    [
+        (NANO, NANO, True),
+        (segmented("given", "given", "a"), segmented("given", "given", "b"), True),
+        (NANO, segmented("given", "given", "a"), False),
+        (NANO, segmented("nano", "nano", "n2"), False),
+        (segmented("official", "total", "o"), segmented("official", "total_fast", "f"), False),
+    ],
+)
+def test_a_change_between_scans_that_were_segmented_otherwise_is_not_told_to_be_the_patients(
+    earlier: SegmentationInfo, later: SegmentationInfo, alike: bool
+) -> None:
+    assert segmented_alike(earlier, later) is alike
+    notices = otherwise_segmented(earlier, later)
+    assert [notice.code for notice in notices] == ([] if alike else ["segmentation_differs"])
+    assert alike or notices[0].message.count(";") == 1
+    liver = {"liver": measured(1000.0)}, {"liver": measured(500.0)}
+    (change,) = compare_organs(*liver, ["liver"], alike=alike)
+    assert change.volume_change_ml == -500.0
+    assert change.beyond_method_error is (True if alike else None)
 
 
 GATES = {
