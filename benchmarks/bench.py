@@ -24,6 +24,9 @@ JSON_VARIABLE = "TUMORCHAIN_BENCH_JSON"
 """Where a benchmark writes its tables when the runner asks for them."""
 
 
+SKIPPED = "skipped"
+
+
 @dataclass(frozen=True)
 class Row:
     """A line of a table; ``met`` is None where there is no target, or it can't be told here."""
@@ -155,4 +158,4 @@ def main(tables: Callable[[], Iterable[Table]], description: str = "") -> int:
 def skipped(title: str, why: str) -> Table:
     """A benchmark that can't be run here, by name."""
     print(f"skipped: {title}: {why}", file=sys.stderr)
-    return Table(title, (Row(title, "–", f"skipped: {why}"),))
+    return Table(title, (Row(title, "–", f"{SKIPPED}: {why}"),))

@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any, Generic, TypeVar
 
 from tumorchain_agent import __version__
-from tumorchain_agent.mcp_server.jobs import Job, Lanes
+from tumorchain_agent.mcp_server.jobs import WAIT_S, Job, Lanes
 from tumorchain_agent.settings import Settings
 from tumorchain_agent.tools.cache import Cache, content_key
 
@@ -76,14 +76,23 @@ class Store:
         if found is not None:
             return found, True
         work = work or entry.name
-        with self._lanes[work].hold(job) as held, self._cache.lock(entry.key):
-            found = self.get(entry)
-            if found is not None:
-                return found, True
-            started = time.monotonic()
-            path = self._cache.put(entry.key, lambda target: make(target, held))
-            self._log(work, entry.parts, time.monotonic() - started)
-            return entry.load(path), False
+        while True:
+            with self._lanes[work].hold(job) as held, self._cache.lock(entry.key, wait=False) as alone:
+                if alone:
+                    return self._made(entry, make, held, work)
+            job.check(f"waiting for another process to {work}")
+            job.progress(f"waiting for another process: {work}", 0.0)
+            time.sleep(WAIT_S)
+
+    def _made(self, entry: Entry[T], make: Make, job: Job, work: str) -> tuple[T, bool]:
+        """With the lock held: read what another has made meanwhile, or make it."""
+        found = self.get(entry)
+        if found is not None:
+            return found, True
+        started = time.monotonic()
+        path = self._cache.put(entry.key, lambda target: make(target, job))
+        self._log(work, entry.parts, time.monotonic() - started)
+        return entry.load(path), False
 
     def _log(self, work: str, parts: tuple[str, ...], seconds: float) -> None:
         line = {

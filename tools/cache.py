@@ -209,12 +209,15 @@ class Cache:
             return self.get(key) or self.put(key, make)
 
     @contextlib.contextmanager
-    def lock(self, key: str) -> Iterator[None]:
-        """Exclude other threads and processes for this key, and keep its entry from being removed."""
+    def lock(self, key: str, wait: bool = True) -> Iterator[bool]:
+        """Exclude other threads and processes for this key, and keep its entry from being removed.
+
+        Without ``wait`` yields False where another holds it.
+        """
         self._entry(key)
         self._prepare()
-        with _lock_file(self.root / "locks" / key):
-            yield
+        with _lock_file(self.root / "locks" / key, wait) as held:
+            yield held
 
     def remove(self, key: str) -> None:
         """Drop the entry, e.g. one found to be damaged; nothing happens when there is none."""

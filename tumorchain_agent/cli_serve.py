@@ -6,18 +6,28 @@ import argparse
 import shlex
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from tumorchain_agent.cli_numbers import whole
+from tumorchain_agent.errors import InputError
 from tumorchain_agent.records import DISCLAIMER
 
 if TYPE_CHECKING:
     from tumorchain_agent.model.vllm_server import Report, Served
     from tumorchain_agent.settings import Settings
 
+OURS = {
+    "--host": "give --host before --",
+    "--port": "give --port before --",
+    "--uds": "give --host and --port before --",
+    "--model": "give the checkpoint's folder before --",
+    "--served-model-name": "the name carries the checkpoint's id, by which clients know it",
+    "--api-key": "set TUMORCHAIN_LLM_API_KEY, which no list of processes shows",
+}
+"""Options of vLLM's whose values are waited for, or told to the user."""
 LOOPBACK = ("127.0.0.1", "localhost", "::1")
 
 
@@ -73,6 +83,7 @@ def _check(args: argparse.Namespace, settings: Settings) -> Served:
     from tumorchain_agent.mcp_server.served_checkpoint import ServedCheckpoint
     from tumorchain_agent.model.vllm_server import Served, find_build, free_port
 
+    _check_passed_on(args.passed_on)
     checkpoint = ServedCheckpoint(settings)
     info = checkpoint.info
     build = find_build()
@@ -85,6 +96,14 @@ def _check(args: argparse.Namespace, settings: Settings) -> Served:
     return Served(
         checkpoint.folder, info, build, log, args.host, port, tuple(args.passed_on), settings.llm_api_key
     )
+
+
+def _check_passed_on(words: Sequence[str]) -> None:
+    """Raises InputError for what would serve something else, or elsewhere, than is waited for."""
+    for word in words:
+        option = word.split("=", 1)[0].replace("_", "-")
+        if option in OURS:
+            raise InputError(f"{option} can't be passed on to vLLM: {OURS[option]}")
 
 
 @contextmanager

@@ -16,7 +16,7 @@ import torch
 from tests.mcp_server.conftest import Files, ScriptedSegmenter
 from tumorchain_agent.errors import Cancelled, CheckpointError, LabelMapError, ScanError, SegmentationError
 from tumorchain_agent.mcp_server.jobs import Job
-from tumorchain_agent.mcp_server.store import read_work_log
+from tumorchain_agent.mcp_server.store import Entry, Store, read_work_log
 from tumorchain_agent.mcp_server.workbench import Workbench
 from tumorchain_agent.model.checkpoint import (
     PHANTOM_DATA,
@@ -26,6 +26,7 @@ from tumorchain_agent.model.checkpoint import (
     save_checkpoint,
 )
 from tumorchain_agent.settings import Settings
+from tumorchain_agent.tools.cache import Cache
 from tumorchain_agent.tools.segment import Segmenter
 
 
@@ -197,6 +198,31 @@ def test_who_waits_for_the_same_segmentation_hears_of_its_progress_and_may_leave
             finish.set()
             assert first.result().info.organs_present
     assert heard[0] == ("waiting for another call: predicting", 0.5)
+
+
+def test_who_waits_for_another_process_hears_of_it_and_may_leave_and_holds_nobody_up(
+    settings: Settings,
+) -> None:
+    entry = Entry("segment", ("a scan",), Path.read_text)
+    other = Cache(settings.cache_dir / "results", 10**9)
+    store, heard = Store(settings), threading.Event()
+
+    def listen(phase: str, fraction: float) -> None:
+        assert phase == "waiting for another process: segment"
+        heard.set()
+
+    def made(text: str) -> Callable[[Path, Job], None]:
+        def write(path: Path, job: Job) -> None:
+            path.write_text(text)
+
+        return write
+
+    with other.lock(entry.key):
+        with pytest.raises(Cancelled, match="segment"):
+            store.get_or_make(entry, made("mine"), Job(listen, heard.is_set))
+        neighbour = Entry("segment", ("another scan",), Path.read_text)
+        assert store.get_or_make(neighbour, made("neighbour"), Job()) == ("neighbour", False)
+    assert store.get_or_make(entry, made("mine"), Job()) == ("mine", False)
 
 
 def test_a_cancelled_segmentation_leaves_nothing_and_can_be_repeated(

@@ -215,3 +215,15 @@ def test_a_folder_that_is_no_checkpoint_is_refused_before_anything_starts(
 def test_what_follows_two_dashes_is_vllms_and_only_of_serve(capsys: pytest.CaptureFixture[str]) -> None:
     assert cli.main(["serve", "/no/such/folder", "--max-model-len", "512"]) == 2
     assert "unknown argument --max-model-len" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    "word",
+    ["--port", "--port=9123", "--host", "--uds", "--served-model-name", "--served_model_name=x", "--api-key"],
+)
+def test_what_serve_itself_decides_is_not_passed_on_to_vllm(
+    word: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert cli.main(["serve", "--", word, "9123"]) == 2
+    (line,) = capsys.readouterr().err.splitlines()
+    assert line.startswith(f"error: {word.split('=')[0].replace('_', '-')} can't be passed on to vLLM: ")
