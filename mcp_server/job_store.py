@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import Any, Final, Literal
 
 from tumorchain_agent.errors import OutputError
+from tumorchain_agent.tools.private import private_file, private_folder
 
 Status = Literal["running", "done", "failed", "cancelled"]
 KEPT_S: Final = 7 * 24 * 3600.0
@@ -70,7 +71,7 @@ class JobStore:
         self.owner, self.context = uuid.uuid4().hex, context
         self._owners = folder / "owners"
         try:
-            self._owners.mkdir(mode=0o700, parents=True, exist_ok=True)
+            private_folder(self._owners)
             self._sign = os.open(self._owners / self.owner, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
             fcntl.flock(self._sign, fcntl.LOCK_EX)
             self._open(folder / "jobs.sqlite")
@@ -81,7 +82,7 @@ class JobStore:
             ) from error
 
     def _open(self, file: Path) -> None:
-        os.close(os.open(file, os.O_RDWR | os.O_CREAT, 0o600))
+        private_file(file)
         self._db = sqlite3.connect(file, timeout=BUSY_S, isolation_level=None)
         self._db.row_factory = sqlite3.Row
         self._db.execute("pragma journal_mode = wal")
