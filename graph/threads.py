@@ -20,6 +20,7 @@ from tumorchain_agent.errors import OutputError
 from tumorchain_agent.graph.checkpoints import ThreadedSqliteSaver
 from tumorchain_agent.graph.llm import llm_name
 from tumorchain_agent.graph.state import IIRConfig
+from tumorchain_agent.tools.private import private_file, private_folder
 
 _POLL_S = 0.1
 _AFTER_POWER_LOSS = "pragma synchronous = normal"
@@ -69,7 +70,7 @@ async def open_checkpoints(
     """
     async with AsyncExitStack() as stack:
         try:
-            database.parent.mkdir(parents=True, exist_ok=True)
+            private_folder(database.parent)
             await stack.enter_async_context(one_run(database, thread_id, waits))
             saver = await anyio.to_thread.run_sync(_opened, database)
         except (OSError, sqlite3.Error) as error:
@@ -84,6 +85,7 @@ async def open_checkpoints(
 
 
 def _opened(database: Path) -> ThreadedSqliteSaver:
+    private_file(database)
     saver = ThreadedSqliteSaver(sqlite3.connect(database, check_same_thread=False))
     try:
         saver.setup()
@@ -107,7 +109,7 @@ async def one_run(checkpoint_db: Path, thread_id: str, waits: Callable[[], None]
     ``waits`` is called once when it has to. The lock is the kernel's: a killed run leaves none behind.
     """
     folder = checkpoint_db.with_name(checkpoint_db.name + ".locks")
-    folder.mkdir(parents=True, exist_ok=True)
+    private_folder(folder)
     descriptor = os.open(folder / thread_id, os.O_RDWR | os.O_CREAT, 0o600)
     try:
         if not _locked(descriptor):

@@ -2,12 +2,21 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Literal
+from collections.abc import Mapping
+from typing import Annotated, Final, Literal
 
 from pydantic import Field
 
+from tumorchain_agent.errors import InputError, LabelMapError, ScanError
+
 WAIT_S = 20.0
 MAX_WAIT_S = 3600.0
+PATHS: Final[Mapping[str, type[InputError]]] = {
+    "path": ScanError,
+    "masks": LabelMapError,
+    "mask": LabelMapError,
+}
+"""Arguments that are paths on the server's machine, with the error of one that may not be read."""
 
 ScanId = Annotated[
     str, Field(description="The scan_id that open_scan returned.", examples=["9c1a5b0e7d2f4a6b8c0d1e2f"])

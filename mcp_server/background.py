@@ -19,6 +19,8 @@ from mcp_types import CallToolResult
 
 from tumorchain_agent.errors import Cancelled, InputError, TumorChainError
 from tumorchain_agent.mcp_server.calls import ProgressRelay, ProgressReporter, failure, relayed, success
+from tumorchain_agent.mcp_server.contexts import with_whole_paths
+from tumorchain_agent.mcp_server.guard import Guard
 from tumorchain_agent.mcp_server.job_store import RESUMED_S, JobStore, Status, StoredJob
 from tumorchain_agent.mcp_server.results import JobList, JobProgress, JobStatus
 from tumorchain_agent.mcp_server.tasks import Task
@@ -62,20 +64,22 @@ class Running:
 
 
 class Jobs:
-    """While it is entered, calls become jobs: ``async with Jobs(folder, tasks) as jobs``.
+    """While it is entered, calls become jobs: ``async with Jobs(folder, tasks, guard, context) as jobs``.
 
-    At most one job of a tool with the same arguments is under way, whoever asks, in all servers of one cache
-    folder. Leaving it stops the jobs; the next server with the same folder takes them up again.
+    At most one job of a tool with the same arguments is under way, whoever asks, in all servers with the same
+    folder and context; jobs of another context are unknown here. Leaving it stops the jobs; the next server
+    with the same folder and context takes them up again.
     """
 
-    def __init__(self, folder: Path, tasks: Mapping[str, Task]) -> None:
+    def __init__(self, folder: Path, tasks: Mapping[str, Task], guard: Guard, context: str) -> None:
         self._folder = folder
+        self._guard, self._context = guard, context
         self._tasks = tasks
         self._running: dict[str, Running] = {}
         self._by_key: dict[str, Running] = {}
 
     async def __aenter__(self) -> Jobs:
-        self._store = JobStore(self._folder)
+        self._store = JobStore(self._folder, self._context)
         self._limiter = anyio.to_thread.current_default_thread_limiter()
         self._limiter.total_tokens = max(self._limiter.total_tokens, 2 * MAX_JOBS)
         self._watcher = asyncio.create_task(self._watch())
@@ -104,7 +108,11 @@ class Jobs:
         self, tool: str, arguments: Mapping[str, Any], reporter: ProgressReporter, wait_s: float
     ) -> CallToolResult:
         """The tool's result if it comes within ``wait_s``, else the job's status."""
-        given = {name: value for name, value in arguments.items() if value is not None}
+        named = {name: value for name, value in arguments.items() if value is not None}
+        try:
+            given = await anyio.to_thread.run_sync(with_whole_paths, named, self._guard)
+        except InputError as error:
+            return failure(error)
         key = content_key(tool, json.dumps(given, sort_keys=True))
         job = self._by_key.get(key)
         if job is None:

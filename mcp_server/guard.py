@@ -25,6 +25,11 @@ _LOOKED_AT: Final = 2000
 class Guard(Protocol):
     """Decides about paths that a caller names."""
 
+    @property
+    def roots(self) -> tuple[Path, ...] | None:
+        """The folders below which files are read; ``None`` is anywhere."""
+        ...
+
     def read(self, given: str, error: type[InputError]) -> Path:
         """The file or folder, absolute. Raises ``error`` for one that may not be read."""
         ...
@@ -36,6 +41,8 @@ class Guard(Protocol):
 
 class NoGuard:
     """Any path: for a caller in this process, who has the user's own rights."""
+
+    roots: Final = None
 
     def read(self, given: str, error: type[InputError]) -> Path:
         return local_path(given, error)

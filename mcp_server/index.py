@@ -17,6 +17,7 @@ from typing import Any
 
 from tumorchain_agent.errors import InputError, OutputError
 from tumorchain_agent.tools.cache import Part, content_key
+from tumorchain_agent.tools.private import private_folder
 from tumorchain_agent.tools.read_dicom import MAX_FILES
 
 _NAME = re.compile(r"[A-Za-z0-9._-]{1,120}")
@@ -44,7 +45,7 @@ class Index:
         """Raises OutputError when the folder can't be written."""
         folder = self.root / kind
         try:
-            folder.mkdir(mode=0o700, parents=True, exist_ok=True)
+            private_folder(folder)
             fresh = folder / f".{uuid.uuid4().hex}"
             fresh.write_text(json.dumps(fact), encoding="utf-8")
             os.replace(fresh, folder / f"{name}.json")

@@ -1,4 +1,4 @@
-"""Jobs on disk: what was asked for, how far it is, how it ended; shared by all servers of one cache folder."""
+"""Jobs on disk: what was asked for, how far it is, how it ended; servers of one cache folder and context share them."""
 
 from __future__ import annotations
 
@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import Any, Final, Literal
 
 from tumorchain_agent.errors import OutputError
+from tumorchain_agent.tools.private import private_file, private_folder
 
 Status = Literal["running", "done", "failed", "cancelled"]
 KEPT_S: Final = 7 * 24 * 3600.0
@@ -29,7 +30,7 @@ create table if not exists jobs (
     job_id text primary key, key text not null, tool text not null, arguments text not null,
     status text not null, phase text not null, fraction real not null, answer text,
     owner text not null, attempts integer not null, cancel integer not null default 0,
-    created real not null, updated real not null
+    created real not null, updated real not null, context text not null default ''
 );
 create index if not exists jobs_by_key on jobs (key, status);
 create index if not exists jobs_by_time on jobs (updated);
@@ -54,20 +55,23 @@ class StoredJob:
     cancel: bool
     created: float
     updated: float
+    context: str
+    """Of the servers that may know of it; empty in a row of a version that knew no contexts, so nobody's."""
 
 
 class JobStore:
     """One for each server process; while it is open, others see that the owner of its jobs lives.
 
-    The sign of life is a file lock, which the kernel drops when the process ends, however it ends.
+    Jobs of other contexts lie beside and are never shown. The sign of life is a file lock, which the kernel drops
+    when the process ends, however it ends.
     """
 
-    def __init__(self, folder: Path) -> None:
+    def __init__(self, folder: Path, context: str) -> None:
         """Raises OutputError when the folder can't be written."""
-        self.owner = uuid.uuid4().hex
+        self.owner, self.context = uuid.uuid4().hex, context
         self._owners = folder / "owners"
         try:
-            self._owners.mkdir(mode=0o700, parents=True, exist_ok=True)
+            private_folder(self._owners)
             self._sign = os.open(self._owners / self.owner, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
             fcntl.flock(self._sign, fcntl.LOCK_EX)
             self._open(folder / "jobs.sqlite")
@@ -78,15 +82,31 @@ class JobStore:
             ) from error
 
     def _open(self, file: Path) -> None:
-        os.close(os.open(file, os.O_RDWR | os.O_CREAT, 0o600))
+        private_file(file)
         self._db = sqlite3.connect(file, timeout=BUSY_S, isolation_level=None)
         self._db.row_factory = sqlite3.Row
         self._db.execute("pragma journal_mode = wal")
         self._db.execute("pragma synchronous = normal")
         self._db.executescript(_SCHEMA)
-        self._db.execute(
-            "delete from jobs where status != 'running' and updated < ?", (time.time() - KEPT_S,)
-        )
+        self._migrate()
+        self._forget_old()
+
+    def _migrate(self) -> None:
+        """Add what the table of an older version lacks, once however many processes open it."""
+        self._db.execute("begin immediate")
+        with self._db:
+            columns = [row["name"] for row in self._db.execute("pragma table_info(jobs)")]
+            if "context" not in columns:
+                self._db.execute("alter table jobs add column context text not null default ''")
+
+    def _forget_old(self) -> None:
+        """Of every context, also jobs that no server of theirs came back for."""
+        before = time.time() - KEPT_S
+        self._db.execute("delete from jobs where status != 'running' and updated < ?", (before,))
+        left = self._all("select * from jobs where status = 'running' and updated < ?", before)
+        for job in left:
+            if not self.lives(job.owner):
+                self._db.execute("delete from jobs where job_id = ? and owner = ?", (job.job_id, job.owner))
 
     def close(self) -> None:
         """From now on the owner counts as dead."""
@@ -98,8 +118,8 @@ class JobStore:
         """A job of this process."""
         now = time.time()
         self._db.execute(
-            "insert into jobs values (?, ?, ?, ?, 'running', 'waiting', 0, null, ?, 1, 0, ?, ?)",
-            (job_id, key, tool, json.dumps(arguments), self.owner, now, now),
+            "insert into jobs values (?, ?, ?, ?, 'running', 'waiting', 0, null, ?, 1, 0, ?, ?, ?)",
+            (job_id, key, tool, json.dumps(arguments), self.owner, now, now, self.context),
         )
 
     def progress(self, job_id: str, phase: str, fraction: float) -> None:
@@ -115,19 +135,23 @@ class JobStore:
         )
 
     def find(self, job_id: str) -> StoredJob | None:
-        return self._one("select * from jobs where job_id = ?", job_id)
+        return self._one("select * from jobs where job_id = ? and context = ?", job_id, self.context)
 
     def running(self, key: str) -> StoredJob | None:
         """The job of this key that is under way, in this process or another."""
-        return self._one("select * from jobs where key = ? and status = 'running'", key)
+        sql = "select * from jobs where key = ? and context = ? and status = 'running'"
+        return self._one(sql, key, self.context)
 
     def latest(self, count: int) -> list[StoredJob]:
         """Newest first."""
-        return self._all("select * from jobs order by created desc limit ?", count)
+        sql = "select * from jobs where context = ? order by created desc limit ?"
+        return self._all(sql, self.context, count)
 
     def ask_to_cancel(self, job_id: str) -> None:
         """Its owner will see it."""
-        self._db.execute("update jobs set cancel = 1 where job_id = ?", (job_id,))
+        self._db.execute(
+            "update jobs set cancel = 1 where job_id = ? and context = ?", (job_id, self.context)
+        )
 
     def to_cancel(self) -> list[str]:
         """Jobs of this process that another one wants cancelled."""
@@ -136,7 +160,8 @@ class JobStore:
 
     def orphans(self) -> list[StoredJob]:
         """Jobs under way whose process has ended, oldest first."""
-        found = self._all("select * from jobs where status = 'running' order by created")
+        sql = "select * from jobs where status = 'running' and context = ? order by created"
+        found = self._all(sql, self.context)
         alive = {job.owner for job in found if self.lives(job.owner)}
         return [job for job in found if job.owner not in alive]
 

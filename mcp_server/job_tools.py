@@ -33,7 +33,8 @@ class JobTools:
         """Get the result of a job, or how far it is after wait_seconds.
 
         `result` is what the tool would have returned. A job that failed is an error, as the tool's own. Jobs
-        outlive the connection and the server; any client may fetch them, for a week."""
+        outlive the connection and the server; any client of a server with the same settings may fetch them, for
+        a week."""
         return await self._jobs.get(job_id, ctx, wait_seconds)
 
     async def list_jobs(self, ctx: Context) -> Annotated[CallToolResult, JobList]:

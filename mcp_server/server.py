@@ -20,6 +20,7 @@ from tumorchain_agent.graph.client import connect
 from tumorchain_agent.mcp_server.answers import Render
 from tumorchain_agent.mcp_server.asking import Asker
 from tumorchain_agent.mcp_server.background import Jobs
+from tumorchain_agent.mcp_server.contexts import context_of
 from tumorchain_agent.mcp_server.guard import PathGuard
 from tumorchain_agent.mcp_server.prompts import prompts
 from tumorchain_agent.mcp_server.resources import Resources
@@ -73,7 +74,8 @@ async def serving(
     """
     inner = build_server(workbench)
     tasks = tasks_of(workbench, Asker(workbench, lambda: connect_in_memory(inner)))
-    async with Jobs(workbench.settings.cache_dir / "jobs", tasks) as jobs:
+    folder, context = workbench.settings.cache_dir / "jobs", context_of(workbench.settings, workbench.guard)
+    async with Jobs(folder, tasks, workbench.guard, context) as jobs:
         yield _assembled(workbench, jobs, render, **options)
 
 

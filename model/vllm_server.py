@@ -21,6 +21,7 @@ from typing import Final, Literal
 
 from tumorchain_agent.errors import InputError, ServingError
 from tumorchain_agent.model.checkpoint import CheckpointInfo, served_name
+from tumorchain_agent.tools.private import private_folder
 
 Build = Literal["cpu", "gpu"]
 Report = Callable[[str], None]
@@ -189,7 +190,7 @@ class VLLMServer:
         """Start without waiting. Raises ServingError when the log can't be written."""
         log = self.served.log
         try:
-            log.parent.mkdir(parents=True, exist_ok=True)
+            private_folder(log.parent)
             with log.open("wb") as output:
                 self._process = subprocess.Popen(
                     self.served.command(),

@@ -22,6 +22,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from tumorchain_agent.errors import OutputError
+from tumorchain_agent.tools.private import private_folder
 
 _KEY: Final = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,199}")
 _FULL: Final = frozenset({errno.ENOSPC, errno.EDQUOT, errno.EROFS})
@@ -239,8 +240,7 @@ class Cache:
         if self._ready:
             return
         try:
-            if not self.root.exists():
-                self.root.mkdir(mode=0o700, parents=True, exist_ok=True)
+            private_folder(self.root)
             for name in ("entries", "tmp", "locks"):
                 folder = self.root / name
                 folder.mkdir(mode=0o700, exist_ok=True)

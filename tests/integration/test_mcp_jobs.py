@@ -73,10 +73,11 @@ class Slow:
         }
 
     @contextmanager
-    def http(self) -> Iterator[tuple[subprocess.Popen[str], str]]:
-        """The process and its address."""
+    def http(self, root: Path | None = None) -> Iterator[tuple[subprocess.Popen[str], str]]:
+        """The process and its address; with another root, if any, than that of the files."""
+        env = self.env | ({} if root is None else {"TUMORCHAIN_ROOTS": str(root)})
         command = [word.format(transport="http") if word == "{transport}" else word for word in self._words()]
-        process = subprocess.Popen(command, env=self.env, stderr=subprocess.PIPE, text=True)
+        process = subprocess.Popen(command, env=env, stderr=subprocess.PIPE, text=True)
         try:
             assert process.stderr is not None
             line = process.stderr.readline()
@@ -153,6 +154,42 @@ def test_kill_9_in_a_job_and_the_next_server_goes_on_with_it_once(slow: Slow) ->
     with slow.http() as (_, url):
         anyio.run(second, url)
     assert [line["work"] for line in read_work_log(slow.cache)].count("segment") == 1
+
+
+@pytest.mark.slow
+def test_a_killed_servers_job_is_hidden_from_a_server_of_other_roots_and_taken_up_by_one_of_its_own(
+    slow: Slow, tmp_path: Path
+) -> None:
+    (tmp_path / "others").mkdir()
+    kept: dict[str, str] = {}
+
+    async def begin(url: str) -> None:
+        async with client_of(url) as client:
+            scan = (await call(client, "open_scan", path=slow.files.scan.name))["scan_id"]
+            kept["job"] = (await call(client, "segment_organs", scan_id=scan, wait_seconds=0))["job_id"]
+            await slow.wait_begun()
+
+    async def look(url: str) -> None:
+        async with client_of(url) as client:
+            assert (await call(client, "list_jobs"))["jobs"] == []
+            for tool in ("get_job", "cancel_job"):
+                refused = await client.call_tool(tool, {"job_id": kept["job"]})
+                assert "is not known here" in text_of(refused)
+
+    async def fetch(url: str) -> None:
+        async with client_of(url) as client:
+            done = await call(client, "get_job", job_id=kept["job"], wait_seconds=120)
+            assert done["status"] == "done"
+
+    with slow.http() as (process, url):
+        anyio.run(begin, url)
+        process.kill()
+        process.wait()
+    slow.go.touch()
+    with slow.http(tmp_path / "others") as (_, url):
+        anyio.run(look, url)
+    with slow.http() as (_, url):
+        anyio.run(fetch, url)
 
 
 @pytest.mark.slow

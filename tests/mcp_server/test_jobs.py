@@ -19,6 +19,8 @@ from tests.mcp_server.conftest import PRESENT, Files, ScriptedSegmenter, call, t
 from tumorchain_agent.errors import Cancelled
 from tumorchain_agent.graph.client import CTTools
 from tumorchain_agent.mcp_server import background, calls
+from tumorchain_agent.mcp_server.contexts import context_of
+from tumorchain_agent.mcp_server.guard import NoGuard
 from tumorchain_agent.mcp_server.job_store import JobStore
 from tumorchain_agent.mcp_server.jobs import Job
 from tumorchain_agent.mcp_server.server import connect_in_memory, serving
@@ -233,8 +235,7 @@ def test_two_servers_of_one_cache_share_jobs_and_cancel_each_others(
 def test_an_orphan_is_marked_and_not_begun_again_where_that_can_not_help(
     settings: Settings, files: Files, attempts: int, age_s: float, cancel: int, said: str
 ) -> None:
-    folder = settings.cache_dir / "jobs"
-    dead = JobStore(folder)
+    dead = JobStore(settings.cache_dir / "jobs", context_of(settings, NoGuard()))
     dead.add("abc", "key", "segment_organs", {"scan_id": "x"})
     values = (attempts, time.time() - age_s, cancel)
     dead._db.execute("update jobs set attempts = ?, updated = ?, cancel = ?", values)
