@@ -162,13 +162,28 @@ def _measurement(query: Query, asked: _Asked) -> Query | None:
     turns = query.kind in ("lesion_exists", "enlarged", "small") and sure
     if negated and not turns:
         return None
-    if query.kind == "lesion_exists" and not (says_only(asked.bare) and one_kind(asked.text)):
+    if query.kind == "lesion_exists" and not (_exists_alone(query, asked) and says_only(asked.bare)):
         return None
     if query.kind in ("enlarged", "small") and not (asked.yes_no and says_only(asked.bare, SIZES | ENLARGED)):
         return None
     if query.kind in ("compare_volume", "compare_hu") and asked.yes_no and not _compares(asked):
         return None
-    return replace(query, negated=bool(negated))
+    return replace(query, negated=bool(negated), scope=_scope(query, asked, bool(negated)))
+
+
+def _exists_alone(query: Query, asked: _Asked) -> bool:
+    """Asks whether there is one kind of lesion, and not in which of several organs a known one lies."""
+    which = query.scope == "one" and len(query.organs) > 1 and re.search(r"\bor\b", asked.bare)
+    return one_kind(asked.text) and not which
+
+
+def _scope(query: Query, asked: _Asked, negated: bool) -> Scope:
+    """Organs joined by "and" are meant all; of a negated question none may have it."""
+    if len(query.organs) < 2:
+        return query.scope
+    if negated:
+        return "any" if query.kind == "lesion_exists" else "one"
+    return "all" if re.search(r"\band\b|hepatosplenomegaly", asked.text) else query.scope
 
 
 def _compares(asked: _Asked) -> bool:
@@ -196,6 +211,8 @@ def _limited(asked: _Asked, limits: list[Limit], rest: str) -> Query | None:
     if several and not (kind == "volume" and (query.scope == "total" or query.mean)):
         return None
     if counting and (negated or limits[0].dimension == "none" or kind == "burden"):
+        return None
+    if re.search(r"\b(?:from|to (?!be\b|have\b|measure\b))", rest) and kind.startswith("lesion_"):
         return None
     if query.scope == "total" and kind in ("lesion_diameter", "lesion_hu"):
         return None

@@ -50,8 +50,8 @@ _BIG: Final = (
 )
 _LEVEL: Final = r"grad(?:e|ing)|sever|degree|classif|categor|stage|extent of"
 
-_OTHER: Final = r"which (?:organs?|one|of)\b"
-"""Asks which organ, where a number is known."""
+_OTHER: Final = r"which (?:organs?|one|of)\b|\brelative|\btimes\b|\btwice\b"
+"""Asks which organ, or how many times another, where a number is known."""
 
 Test = Callable[[str], bool]
 

@@ -81,7 +81,8 @@ _SAID: Final = _words(
 SIZES: Final = _words(
     """size sizes sized diameter diameters mean average hu hounsfield unit units attenuation density value values
     measure measures measured measuring measurement number count total combined together sum largest biggest dominant
-    main dimension dimensions longest maximum maximal max ratio burden percentage percent fraction occupied occupies
+    main dimension dimensions longest maximum maximal max ratio burden percentage percent fraction occupy occupied
+    occupies
     estimated overall greatest ct numbers l s p across cm3 cm mm ml cc than threshold limit cutoff"""
 )
 ENLARGED: Final = _words(
@@ -169,7 +170,7 @@ def one_kind(text: str) -> bool:
     text = re.sub(r"(?:pancreatic )?neuroendocrine tumou?rs?", "pnet", text)
     text = re.sub(r"cystic lesion", "cyst", re.sub(r"metastatic (?:lesion|tumou?r)", "metastasis", text))
     kinds = {name for name, pattern in _NOUNS.items() if re.search(rf"\b(?:{pattern})\b", text)}
-    either = re.search(r"\b(?:or|and|such as)\b|/", text) and kinds <= {"lesion", "tumor", "cyst"}
+    either = re.search(r"\b(?:or|such as)\b|/", text) and kinds <= {"lesion", "tumor", "cyst"}
     return "cancer" not in kinds and (len(kinds) == 1 or bool(either))
 
 
