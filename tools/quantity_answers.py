@@ -15,6 +15,7 @@ from tumorchain_agent.tools.quantity_facts import Facts, NotMeasured
 from tumorchain_agent.tools.quantity_lesions import LESION_RULES
 from tumorchain_agent.tools.quantity_outcome import Outcome, cubic
 from tumorchain_agent.tools.quantity_questions import Query
+from tumorchain_agent.tools.quantity_within import agreed, opposite, within
 
 __all__ = ["Measured", "answer"]
 
@@ -41,7 +42,8 @@ def answer(query: Query, facts: Facts) -> Measured:
     rule = _RULES.get(query.kind) or LESION_RULES.get(query.kind)
     if rule is None:
         raise NotMeasured(f"nothing measures {query.kind}")
-    found = rule(query, facts)
+    found = rule(query, facts) if query.limit is None else within(rule, query, facts, query.limit)
+    found = opposite(found) if query.negated else found
     organs = tuple(dict.fromkeys(found.organs))
     sources = [facts.uris[organ] for organ in organs if organ in facts.uris]
     sources += [lesion.source for lesion in found.lesions]
@@ -63,6 +65,16 @@ def _volume(query: Query, facts: Facts) -> Outcome:
     each = "; ".join(f"{display_name(o)} {v:.1f} ml" for o, v in zip(query.organs, values, strict=True))
     what = "mean" if query.mean else "total"
     text = f"Measured volume: {each}" + (f"; {what} {value:.1f} ml." if len(values) > 1 else ".")
+    return Outcome(text, number=number, unit=unit, organs=query.organs, sized=True)
+
+
+def _volume_difference(query: Query, facts: Facts) -> Outcome:
+    """The larger minus the smaller."""
+    first, second = (facts.volume(organ) for organ in query.organs)
+    a, b = map(display_name, query.organs)
+    difference = abs(first - second)
+    number, unit = cubic(difference, query.unit)
+    text = f"Measured volume: {a} {first:.1f} ml; {b} {second:.1f} ml; difference {difference:.1f} ml."
     return Outcome(text, number=number, unit=unit, organs=query.organs, sized=True)
 
 
@@ -130,19 +142,20 @@ def _small(query: Query, facts: Facts) -> Outcome:
 def _against(
     query: Query, facts: Facts, limits: dict[str, tuple[float, str]], side: str, word: str
 ) -> Outcome:
-    parts, met = [], False
+    parts, met = [], []
     for organ in query.organs:
         if organ not in limits:
             raise NotMeasured(f"no threshold is known for {display_name(organ)}")
         limit, source = limits[organ]
         volume = facts.volume(organ)
         beyond = volume > limit if side == "above" else volume < limit
-        met = met or beyond
+        met.append(beyond)
         parts.append(
             f"{display_name(organ)} {volume:.1f} cm³, {'' if beyond else 'not '}{side} {limit:g} cm³ ({source})"
         )
-    text = f"Measured: {'; '.join(parts)}: {'' if met else 'not '}{word} by volume."
-    return Outcome(text, label="yes" if met else "no", organs=query.organs, sized=True)
+    found = any(met) if query.scope == "any" else agreed(met, all_needed=query.scope == "all")
+    text = f"Measured: {'; '.join(parts)}: {'' if found else 'not '}{word} by volume."
+    return Outcome(text, label="yes" if found else "no", organs=query.organs, sized=True)
 
 
 def _spleen_grade(query: Query, facts: Facts) -> Outcome:
@@ -193,6 +206,7 @@ _RULES: Final[dict[str, Callable[[Query, Facts], Outcome]]] = {
     "volume": _volume,
     "hu": _hu,
     "diameter": _diameter,
+    "volume_difference": _volume_difference,
     "volume_ratio": _ratio(Facts.volume, "volume", "ml"),
     "hu_ratio": _ratio(Facts.hu, "mean attenuation", "HU"),
     "compare_volume": _compare(Facts.volume, "ml", "larger", "smaller"),

@@ -35,11 +35,14 @@ def _seat(lesion: Lesion) -> str:
 
 
 def _exists(query: Query, facts: Facts) -> Outcome:
+    """In any of several organs; in each of them where the question says both, all or and."""
     found = facts.asked(query)
     where = " and ".join(map(display_name, query.organs)) or "the scan"
     what = f"{query.lesion or 'lesion'}{'s' * (len(found) != 1)}"
     text = f"Measured: the masks show {len(found) or 'no'} {what} in {where}."
-    return Outcome(text, label="yes" if found else "no", organs=query.organs, lesions=tuple(found))
+    seats = {each.organ for each in found}
+    met = set(query.organs) <= seats if query.scope == "all" else bool(found)
+    return Outcome(text, label="yes" if found and met else "no", organs=query.organs, lesions=tuple(found))
 
 
 def _count(query: Query, facts: Facts) -> Outcome:

@@ -8,6 +8,7 @@ from typing import Final
 
 from tumorchain_agent.tools.organs import display_name, match_organs
 from tumorchain_agent.tools.quantity_answers import Measured
+from tumorchain_agent.tools.quantity_facts import NotMeasured
 
 _NUMBER: Final = r"-?\d+(?:\.\d+)?"
 _RANGE: Final = re.compile(rf"({_NUMBER})\s*(?:-|–|to|and)\s*({_NUMBER})")
@@ -37,6 +38,8 @@ _LABELS: Final[dict[str, str]] = {
     "T1": r"\bt1\b", "T2": r"\bt2\b", "T3": r"\bt3\b", "T4": r"\bt4\b",
 }  # fmt: skip
 """Label → how a choice says it, in lower case."""
+_COMPARISONS: Final = frozenset({"compare_volume", "compare_hu", "burden_compare", "asymmetry"})
+"""Kinds whose label is the one of two that a yes/no question may say has more."""
 _NEGATED: Final = re.compile(r"\bno\b|\bnot\b|\bwithout\b|normal|negative|absent")
 
 _PHRASES: Final[dict[tuple[str, str], str]] = {
@@ -68,12 +71,19 @@ def letter(measured: Measured, options: Mapping[str, str]) -> str | None:
 
 
 def free_text(measured: Measured, *, yes_no: bool = False) -> str:
-    """The number alone, yes or no (where that is what is wanted), or the short phrase."""
-    if measured.number is not None:
-        return plain_number(measured.number)
+    """The number alone, yes or no (where that is what is wanted), or the short phrase.
+
+    Raises NotMeasured where yes or no is wanted and what was measured says neither.
+    """
     label = measured.label or ""
     if yes_no:
-        return label if label in ("yes", "no") else "yes" if _agrees(measured) else "no"
+        if label in ("yes", "no"):
+            return label
+        if measured.query.kind not in _COMPARISONS:
+            raise NotMeasured(f"what was measured says neither yes nor no ({measured.text})")
+        return "yes" if _agrees(measured) else "no"
+    if measured.number is not None:
+        return plain_number(measured.number)
     known = _PHRASES.get((measured.query.kind, label))
     if known is not None or label in ("yes", "no"):
         return known or label
@@ -89,6 +99,8 @@ def plain_number(value: float) -> str:
 
 def _agrees(measured: Measured) -> bool:
     """A comparison that is asked for yes or no: is what the question says first the one that has more (or less)?"""
+    if measured.query.kind == "asymmetry":
+        return measured.label != "equal"
     first = measured.query.organs[0] if measured.query.organs else ""
     return measured.label in (first, first.rpartition("_")[2])
 
@@ -103,7 +115,7 @@ def _says(measured: Measured, text: str) -> bool:
     if label in ("yes", "no"):
         return bool(re.search(_LABELS[label], text)) or _condition(measured, label, text)
     if opening:
-        return (opening[1] == "yes") == _agrees(measured)
+        return measured.query.kind in _COMPARISONS and (opening[1] == "yes") == _agrees(measured)
     if label.startswith("segment "):
         return bool(re.search(rf"\b(?:s|seg\.?|segment)?\s*{_numerals(label.split()[1])}\b", text))
     side = label.rpartition("_")[2]

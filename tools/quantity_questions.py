@@ -1,33 +1,33 @@
-"""Questions whose answer is a measurement: what they ask for, of which organs, in which unit.
-
-Rules in order, the first that fits wins; a question that none fits is none of these. Wordings are those of people
-and of DeepTumorVQA's 42 subtypes (which are given by name, so that each kind here tells which it serves).
-"""
+"""Questions whose answer is a measurement: what they ask for, of which organs, in which unit."""
 
 from __future__ import annotations
 
 import re
-from collections.abc import Callable
-from dataclasses import dataclass
-from typing import Final, Literal
+from dataclasses import dataclass, replace
+from typing import Final
 
 from tumorchain_agent.tools.organs import Mention, match_organs
+from tumorchain_agent.tools.quantity_limits import Limit, few_or_many, find_limits
+from tumorchain_agent.tools.quantity_rules import CONDITIONS, GRADES, HU, NUMBERS, ORGAN_KINDS, RULES, Kind
+from tumorchain_agent.tools.quantity_scope import (
+    COMPARED,
+    ENLARGED,
+    LESION,
+    SIZES,
+    Scope,
+    about_cause_or_time,
+    asks_more,
+    is_yes_no,
+    names_other,
+    negations,
+    one_kind,
+    plain,
+    says_only,
+    scope_of,
+    without_organs,
+)
 
-Kind = Literal[
-    "volume", "hu", "diameter", "volume_ratio", "hu_ratio", "compare_volume", "compare_hu", "enlarged", "small",
-    "spleen_grade", "fatty_liver", "steatosis_grade", "pancreas_steatosis", "portal_hypertension",
-    "lesion_exists", "lesion_volume", "lesion_hu", "lesion_diameter", "lesion_slice", "lesion_count",
-    "lesion_location", "lesion_attenuation", "hu_difference", "burden", "burden_compare", "asymmetry",
-    "lesion_outlier", "clustering", "segment_compare", "adjacent", "pdac_pnet", "cyst_resect", "pseudocyst",
-    "renal_mass", "lesion_type", "pancreas_t",
-]  # fmt: skip
-ORGAN_KINDS: Final[frozenset[str]] = frozenset(
-    {
-        "volume", "hu", "diameter", "volume_ratio", "hu_ratio", "compare_volume", "compare_hu", "enlarged",
-        "small", "spleen_grade", "fatty_liver", "steatosis_grade", "pancreas_steatosis",
-    }
-)  # fmt: skip
-"""Kinds that an organ label map alone answers."""
+__all__ = ["ORGAN_KINDS", "Kind", "Query", "parse_question"]
 
 
 @dataclass(frozen=True)
@@ -49,118 +49,13 @@ class Query:
     """Of several: their mean, not their sum."""
     less: bool = False
     """Asks which is smaller or lower."""
+    limit: Limit | None = None
+    """Asks whether the number is within it, for yes or no; of lesions also how many are."""
+    scope: Scope = "any"
+    """Of several lesions or organs: those that a yes or no is about."""
+    negated: bool = False
+    """Asks for the opposite: yes means that it isn't so."""
 
-
-_LESION: Final = (
-    r"lesions?|tumou?rs?|mass(?:es)?|cysts?|nodules?|metasta\w+|malignan\w+|cancers?|pdac|pnet|neoplasms?"
-)
-_HU: Final = r"\bhu\b|hounsfield|attenuation|densit|\bct numbers?\b"
-_BIG: Final = (
-    r"larger|bigger|smaller|largest|biggest|smallest|same size|compar\w+.*(?:volume|size)|(?:volume|size).*compar"
-    r"|(?:greater|more|less|lower|higher) (?:in )?(?:volume|size)"
-)
-_ASKS: Final = r"^(?:is|are|does|do|did|has|have|can|was|were)\b"
-_LEVEL: Final = r"grad(?:e|ing)|sever|degree|classif|categor|stage|extent of"
-
-Test = Callable[[str], bool]
-
-
-def _all(*patterns: str, but: str | None = None) -> Test:
-    """Every pattern is found, and ``but`` is not."""
-    needed = [re.compile(p) for p in patterns]
-    barred = re.compile(but) if but else None
-    return lambda text: all(p.search(text) for p in needed) and not (barred and barred.search(text))
-
-
-_MANY: Final = r"how many|number of|\bcount\b"
-_RULES: Final[tuple[tuple[Kind, Test, bool], ...]] = (
-    ("portal_hypertension", _all(r"portal(?:\w|\s)*hypertension"), False),
-    (
-        "pancreas_steatosis",
-        _all(r"steatosis|fatty|fat infiltrat", r"pancrea|\bp/s\b", but=r"\bliver|hepatic"),
-        False,
-    ),
-    ("steatosis_grade", _all(r"steatosis|fatty", _LEVEL), False),
-    ("fatty_liver", _all(r"fatty|steatosis|fat infiltrat", r"liver|hepatic|steatosis"), False),
-    ("pseudocyst", _all(r"pseudocyst"), True),
-    ("pdac_pnet", _all(r"pdac|adenocarcinoma", r"pnet|neuroendocrine"), True),
-    ("cyst_resect", _all(r"cyst", r"resect|surg|remov|excis|operat", r"pancrea"), True),
-    ("pancreas_t", _all(r"pancrea", r"\bt[- ]?(?:stag|categor)|\bstag(?:e|ing)\b"), True),
-    (
-        "renal_mass",
-        _all(r"bosniak|(?:renal|kidney) mass", r"character|classif|bosniak|type|best describe|nature"),
-        True,
-    ),
-    (
-        "lesion_type",
-        _all(r"kidney|renal", _LESION, r"classif|\btype|cyst or|cystic or|solid|tumou?r or"),
-        True,
-    ),
-    ("spleen_grade", _all(r"splenomegaly|splenic|spleen", _LEVEL, r"enlarge|megaly"), False),
-    ("small", _all(r"atroph|shrunken|abnormally small"), False),
-    ("enlarged", _all(r"enlarge|megaly", but=_LESION), False),
-    (
-        "burden_compare",
-        _all(r"burden|percentage|proportion", r"which|compare|higher|greater|heavi|more"),
-        True,
-    ),
-    ("burden", _all(r"burden|percent|fraction|proportion|occup|%", rf"burden|{_LESION}"), True),
-    (
-        "asymmetry",
-        _all(r"kidney|renal", r"asymmetr|which (?:kidney|side)|bilateral", rf"{_LESION}|burden|disease"),
-        True,
-    ),
-    ("asymmetry", _all(r"kidney|renal", r"asymmetr"), True),
-    ("adjacent", _all(_LESION, r"adjacent|closest|nearest|neighbou?r|next to|abut"), True),
-    (
-        "lesion_outlier",
-        _all(_LESION, r"outlier|(?:substantially|significantly|much|markedly|disproportion\w*|times) larger"),
-        True,
-    ),
-    ("clustering", _all(_LESION, r"cluster|distribut|scattered|dispers"), True),
-    (
-        "segment_compare",
-        _all(
-            _LESION,
-            r"\bsegments?\b",
-            r"compare|\bmore\b|most|fewer|greater|highest",
-            but=r"largest|biggest|\bwhere\b|most likely",
-        ),
-        True,
-    ),
-    ("hu_difference", _all(_LESION, r"differ", _HU), True),
-    ("lesion_slice", _all(_LESION, r"\bslices?\b|z[- ]?index"), True),
-    (
-        "lesion_attenuation",
-        _all(
-            _LESION,
-            r"hypo|hyper|iso(?:att|dens)|attenuation|enhanc|darker|brighter",
-            but=rf"\bhu\b|hounsfield|{_MANY}",
-        ),
-        True,
-    ),
-    ("lesion_count", _all(_LESION, _MANY), True),
-    (
-        "lesion_location",
-        _all(
-            _LESION,
-            r"\bwhere\b|locat|\blies?\b|which (?:\w+ )?(?:segment|part|kidney|side|portion|lobe|region|section|organ)",
-        ),
-        True,
-    ),
-    ("lesion_volume", _all(_LESION, r"volume"), True),
-    ("lesion_diameter", _all(_LESION, r"diameter|how (?:large|big|long)|\bsize\b|longest|dimension"), True),
-    ("lesion_hu", _all(_LESION, _HU, but=r"describe|how is|what is the density of"), True),
-    ("lesion_exists", _all(_LESION, rf"{_ASKS}|evidence|presen|visible|exist|contain|detect|show"), True),
-    ("volume_ratio", _all(r"ratio", r"volume|size"), False),
-    ("hu_ratio", _all(r"ratio|\bl/s\b|\bp/s\b"), False),
-    ("compare_hu", _all(rf"{_HU}|dense", r"higher|lower|greater|denser|compare|brighter|darker|than"), False),
-    ("compare_volume", _all(_BIG), False),
-    ("hu", _all(_HU), False),
-    ("diameter", _all(r"diameter|how (?:long|wide)\b|longest extent"), False),
-    ("volume", _all(r"volume|how (?:large|big)\b|\bsize of\b|\bml\b|\bcc\b|cm3"), False),
-)
-"""Kind, its test on the lower-case question, whether it is about lesions."""
 
 _DEFAULT_ORGANS: Final[dict[str, tuple[str, ...]]] = {
     "portal_hypertension": ("spleen",),
@@ -175,28 +70,171 @@ _DEFAULT_ORGANS: Final[dict[str, tuple[str, ...]]] = {
     **dict.fromkeys(("renal_mass", "lesion_type"), ("kidney_left", "kidney_right")),
 }
 """Organs of kinds that are of these, whatever else the question names."""
-_TWO: Final = frozenset({"hu_ratio", "volume_ratio", "compare_volume", "compare_hu", "burden_compare"})
+_TWO: Final = frozenset(
+    {"hu_ratio", "volume_ratio", "volume_difference", "compare_volume", "compare_hu", "burden_compare"}
+)
+_EITHER: Final = frozenset(
+    {"burden", "burden_compare", "asymmetry", *CONDITIONS & ORGAN_KINDS, "portal_hypertension"}
+)
+"""Kinds of questions that may name lesions or not."""
+_NEVER_YES_NO: Final = NUMBERS | {"adjacent", "lesion_location"}
+_LESION_KINDS: Final[dict[str, Kind]] = {
+    "length": "lesion_diameter", "volume": "lesion_volume", "hu": "lesion_hu", "percent": "burden",
+}  # fmt: skip
+_ORGAN_LIMITS: Final[dict[str, Kind]] = {"volume": "volume", "hu": "hu"}
+_COUNTED: Final = (
+    r"\b(?:\d+|one|two|three|four|five|six|seven|eight|nine|ten|multiple|several|single|solitary) (?:\w+ ){0,3}"
+    rf"(?:{LESION})\b"
+)
 _UNITS: Final = (
     ("mm3", r"mm3|cubic mill|mm\^3"), ("ml", r"\bmls?\b|millilit"), ("cm3", r"cm3|cm\^3|\bcc\b|cubic cent"),
     ("mm", r"\bmm\b|millimet"), ("cm", r"\bcm\b|centimet"),
 )  # fmt: skip
 
 
-def parse_question(question: str) -> Query | None:
-    """What the question wants measured, or ``None`` when that isn't what it asks.
+@dataclass(frozen=True)
+class _Asked:
+    """A question as the rules see it."""
 
-    >>> parse_question("What is the mean HU of the spleen?")
-    Query(kind='hu', organs=('spleen',), parts=(), lesion=None, unit=None, largest=False, mean=True, less=False)
+    question: str
+    text: str
+    """In lower case."""
+    bare: str
+    """``text`` without organs."""
+    mentions: list[Mention]
+    about: bool
+    """About lesions."""
+    yes_no: bool
+
+
+def parse_question(question: str) -> Query | None:
+    """What the question wants measured, or ``None`` when that isn't what it asks, or not all that it asks.
+
+    >>> query = parse_question("Is the spleen larger than 500 cm3?")
+    >>> query.kind, query.organs, str(query.limit)
+    ('volume', ('spleen',), 'more than 500 cm³')
     """
-    text = " ".join(question.lower().translate(str.maketrans("³²", "32")).split())
-    mentions = match_organs(question)
-    about = bool(re.search(rf"\b(?:{_LESION})\b", text))
-    for kind, fits, of_lesions in _RULES:
-        if fits(text) and (about or not of_lesions or kind in ("burden", "burden_compare", "asymmetry")):
-            organs = _organs(kind, text, mentions)
-            if _plausible(kind, organs):
-                return _query(kind, text, mentions, organs)
+    text, mentions = plain(question), match_organs(question)
+    about = bool(re.search(rf"\b(?:{LESION})\b", text))
+    asked = _Asked(question, text, without_organs(question, mentions), mentions, about, is_yes_no(text))
+    found = _rule(asked)
+    limits, rest = find_limits(asked.bare)
+    if found is not None and found.kind in CONDITIONS and not _sized_outlier(found, limits):
+        return _condition(found, asked)
+    few, fewer = few_or_many(asked.bare, LESION)
+    if few is not None and not limits:
+        limits, rest = [few], fewer
+    if limits:
+        return _limited(asked, limits, rest)
+    return None if found is None else _measurement(found, asked)
+
+
+def _rule(asked: _Asked) -> Query | None:
+    """The first rule that fits, whatever else the question says."""
+    for kind, fits, of_lesions in RULES:
+        lesions_told = asked.about == of_lesions or kind in _EITHER
+        if not fits(asked.text) or not lesions_told or (asked.yes_no and kind in _NEVER_YES_NO):
+            continue
+        organs = _organs(kind, asked.text, asked.mentions)
+        if _plausible(kind, organs):
+            return _query(kind, asked, organs)
     return None
+
+
+def _sized_outlier(query: Query, limits: list[Limit]) -> bool:
+    """Much larger than a size, not than the others."""
+    return query.kind == "lesion_outlier" and any(limit.dimension != "none" for limit in limits)
+
+
+def _condition(query: Query, asked: _Asked) -> Query | None:
+    negated, _ = negations(asked.text)
+    if negated and query.kind not in GRADES:
+        return None
+    advised = query.kind in ("cyst_resect", "renal_mass")
+    return None if about_cause_or_time(asked.text) and not advised else query
+
+
+def _measurement(query: Query, asked: _Asked) -> Query | None:
+    """The query where the rule computes all that the question says."""
+    if _beyond(query, asked, asked.text):
+        return None
+    negated, sure = negations(asked.text)
+    turns = query.kind in ("lesion_exists", "enlarged", "small") and sure
+    if negated and not turns:
+        return None
+    if query.kind == "lesion_exists" and not (_exists_alone(query, asked) and says_only(asked.bare)):
+        return None
+    if query.kind in ("enlarged", "small") and not (asked.yes_no and says_only(asked.bare, SIZES | ENLARGED)):
+        return None
+    if query.kind in ("compare_volume", "compare_hu") and asked.yes_no and not _compares(asked):
+        return None
+    return replace(query, negated=bool(negated), scope=_scope(query, asked, bool(negated)))
+
+
+def _exists_alone(query: Query, asked: _Asked) -> bool:
+    """Asks whether there is one kind of lesion, and not in which of several organs a known one lies."""
+    which = query.scope == "one" and len(query.organs) > 1 and re.search(r"\bor\b", asked.bare)
+    return one_kind(asked.text) and not which
+
+
+def _scope(query: Query, asked: _Asked, negated: bool) -> Scope:
+    """Organs joined by "and" are meant all; of a negated question none may have it."""
+    if len(query.organs) < 2:
+        return query.scope
+    if negated:
+        return "any" if query.kind == "lesion_exists" else "one"
+    return "all" if re.search(r"\band\b|hepatosplenomegaly", asked.text) else query.scope
+
+
+def _compares(asked: _Asked) -> bool:
+    same = {"same", "similar", "equal"} if re.search(r"\bor\b", asked.text) else set()
+    return says_only(asked.bare, SIZES | COMPARED | same)
+
+
+def _beyond(query: Query, asked: _Asked, text: str) -> bool:
+    part_of_organ = query.kind in ORGAN_KINDS and bool(query.parts)
+    return part_of_organ or names_other(asked.question, asked.mentions) or asks_more(query.kind, text)
+
+
+def _limited(asked: _Asked, limits: list[Limit], rest: str) -> Query | None:
+    """A threshold asked for yes or no, or how many lesions are beyond one."""
+    counting = bool(re.match(r"how many|what is the number of", asked.text))
+    kind = _limited_kind(asked, limits[0], counting)
+    negated, sure = negations(rest)
+    if len(limits) > 1 or kind is None or not sure or not (asked.yes_no or counting):
+        return None
+    organs = _organs(kind, asked.text, asked.mentions)
+    query = _query(kind, asked, organs)
+    if not _plausible(kind, organs) or not says_only(rest, SIZES | ENLARGED) or _beyond(query, asked, rest):
+        return None
+    several = len(organs) > 1 and kind in ("volume", "hu", "diameter")
+    if several and not (kind == "volume" and (query.scope == "total" or query.mean)):
+        return None
+    if counting and (negated or limits[0].dimension == "none" or kind == "burden"):
+        return None
+    if re.search(r"\b(?:from|to (?!be\b|have\b|measure\b))", rest) and kind.startswith("lesion_"):
+        return None
+    if query.scope == "total" and kind in ("lesion_diameter", "lesion_hu"):
+        return None
+    return replace(query, limit=limits[0], unit=None, negated=bool(negated))
+
+
+def _limited_kind(asked: _Asked, limit: Limit, counting: bool) -> Kind | None:
+    """What a threshold is of, by its unit and the question's words."""
+    if asked.about:
+        if limit.dimension == "none":
+            counted = re.search(rf"{_COUNTED}|number of|\bcount\b", asked.bare)
+            return "lesion_count" if counted else None
+        if counting and limit.dimension != "percent":
+            return "lesion_count"
+        return _LESION_KINDS[limit.dimension]
+    if limit.dimension == "none":
+        if re.search(r"ratio|\b[lp]/s\b", asked.text):
+            return "volume_ratio" if re.search(r"volume|size", asked.text) else "hu_ratio"
+        return "hu" if re.search(HU, asked.text) else "volume" if "volume" in asked.text else None
+    if limit.dimension == "length":
+        return "diameter" if re.search(r"diameter|longest|dimension", asked.text) else None
+    return _ORGAN_LIMITS.get(limit.dimension)
 
 
 def _plausible(kind: str, organs: tuple[str, ...]) -> bool:
@@ -205,16 +243,18 @@ def _plausible(kind: str, organs: tuple[str, ...]) -> bool:
     return bool(organs) or kind not in ORGAN_KINDS
 
 
-def _query(kind: Kind, text: str, mentions: list[Mention], organs: tuple[str, ...]) -> Query:
+def _query(kind: Kind, asked: _Asked, organs: tuple[str, ...]) -> Query:
+    text = asked.text
     return Query(
         kind=kind,
         organs=organs,
-        parts=tuple(dict.fromkeys(m.substructure for m in mentions if m.substructure)),
+        parts=tuple(dict.fromkeys(m.substructure for m in asked.mentions if m.substructure)),
         lesion=_lesion(text) if kind not in ORGAN_KINDS else None,
         unit=next((unit for unit, pattern in _UNITS if re.search(pattern, text)), None),
         largest=bool(re.search(r"largest|biggest|dominant|main lesion", text)),
         mean=bool(re.search(r"\b(?:mean|average)\b", text)),
         less=bool(re.search(r"smaller|smallest|lower|lowest|fewer|fewest|darker|less\b", text)),
+        scope=scope_of(text),
     )
 
 
@@ -246,4 +286,8 @@ def _lesion(text: str) -> str:
         return "cyst"
     if re.search(r"metasta", text) and not re.search(r"tumou?r|lesion|mass", text):
         return "metastasis"
-    return "tumor" if re.search(r"tumou?r", text) and not re.search(r"lesion|cyst|burden", text) else "lesion"
+    return (
+        "tumor"
+        if re.search(r"tumou?r|cancer|neoplasm", text) and not re.search(r"lesion|cyst|burden", text)
+        else "lesion"
+    )

@@ -168,14 +168,16 @@ def _result_file(items: list[Item], lines: list[Line], request: Request) -> dict
 
 
 def _result(item: Item, line: Line) -> dict[str, Any]:
+    """``pred_answer``, which the package scores, is the model's own text; our reading is the ``final_answer``."""
     known, said = item.sample.provenance, line.said
+    heard = said.text if said.how == "measured" else said.raw or said.text
     return {
         "qid": item.sample.id.removeprefix("deeptumorvqa/"),
         "image_id": item.image,
         "question_subtype": known.get("question_subtype"),
         "question_type": known.get("question_type"),
-        "raw_output": said.text,
-        "pred_answer": said.text,
+        "raw_output": heard,
+        "pred_answer": heard,
         "correct_option": item.sample.correct,
         "answer": item.sample.answer,
         "trajectory": [

@@ -15,7 +15,8 @@ from numpy.typing import NDArray
 from tumorchain_agent.errors import ScanError, TumorChainError
 from tumorchain_agent.tools.scan import open_ct
 from tumorchain_agent.training.evaluation.prompts import read_prompt
-from tumorchain_agent.training.evaluation.subjects import UNANSWERED, Said, read_answer
+from tumorchain_agent.training.evaluation.reading import read_answer
+from tumorchain_agent.training.evaluation.subjects import UNANSWERED, Said
 
 if TYPE_CHECKING:
     from langchain_core.language_models import BaseChatModel

@@ -3,9 +3,8 @@
 from __future__ import annotations
 
 import logging
-import re
 import time
-from collections.abc import AsyncIterator, Callable, Mapping
+from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
 from functools import cache, partial
 from pathlib import Path
@@ -19,6 +18,7 @@ from tumorchain_agent.tools.quantity_options import free_text, letter
 from tumorchain_agent.tools.quantity_questions import parse_question
 from tumorchain_agent.training.evaluation.masks import KnownFacts
 from tumorchain_agent.training.evaluation.prompts import Asked, read_prompt
+from tumorchain_agent.training.evaluation.reading import read_answer
 
 if TYPE_CHECKING:
     from langchain_core.language_models import BaseChatModel
@@ -30,8 +30,6 @@ log = logging.getLogger(__name__)
 
 UNANSWERED: Final = "unanswered"
 """Stands for no answer: no metric reads a letter, a number, yes or no in it."""
-_CLOSING: Final = re.compile(r"\b(?:final )?answer(?: is)?\s*:?\s*(.+)", re.IGNORECASE | re.DOTALL)
-_LETTER: Final = re.compile(r"^\W*(?:option\s+)?([A-Z])(?:\W|$)(?!\s*[a-z]{2})")
 
 
 class Said(Record):
@@ -52,36 +50,6 @@ class Subject(Protocol):
 
     async def answer(self, prompt: str, scan: Path, image: str) -> Said:
         """An answer to a prompt about a scan; a failure is an unanswered one with its reason."""
-
-
-def read_answer(text: str, asked: Asked) -> str | None:
-    """What a language model's text answers, in the wanted form; ``None`` when it can't be read."""
-    closing_words = _CLOSING.findall(text)
-    said = (closing_words[-1] if closing_words else text).strip()
-    if asked.form == "letter":
-        return _letter(said, asked.options)
-    if asked.form == "yes_no":
-        found = re.search(r"\b(yes|no)\b", said, re.IGNORECASE)
-        return found[1].lower() if found else None
-    if asked.form == "number":
-        numbers = re.findall(r"-?\d+(?:\.\d+)?", said)
-        return numbers[0] if closing_words and numbers else numbers[0] if len(numbers) == 1 else None
-    return said.rstrip(".") or None
-
-
-def _letter(said: str, options: Mapping[str, str]) -> str | None:
-    found = _LETTER.match(said)
-    if found and found[1] in options:
-        return found[1]
-    plain = said.casefold()
-    named = [
-        text
-        for text in map(str.casefold, options.values())
-        if re.search(rf"(?<!\w){re.escape(text)}(?!\w)", plain)
-    ]
-    whole = [text for text in named if not any(text != other and text in other for other in named)]
-    fitting = [key for key, text in options.items() if text.casefold() in whole]
-    return fitting[0] if len(fitting) == 1 else None
 
 
 def measure(known: KnownFacts, asked: Asked, scan: Path, image: str) -> Said:

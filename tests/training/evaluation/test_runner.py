@@ -21,7 +21,7 @@ from tumorchain_agent.training.data.files import read_samples
 from tumorchain_agent.training.data.m3d import COLUMNS as M3D_COLUMNS
 from tumorchain_agent.training.data.rad3d import COLUMNS as RAD_COLUMNS
 from tumorchain_agent.training.evaluation.prompts import read_prompt
-from tumorchain_agent.training.evaluation.subjects import read_answer
+from tumorchain_agent.training.evaluation.reading import read_answer
 
 DIRECT = ("--who", "direct", "--llm-model", MODEL)
 

@@ -13,6 +13,7 @@ from tests.conftest import WriteNifti, torso, torso_grid
 from tests.training.evaluation.endpoint import MODEL, pictures_of, scripted, text_of
 from tumorchain_agent.cli import main
 from tumorchain_agent.model.checkpoint import NANO_DIR
+from tumorchain_agent.training.evaluation.deeptumorvqa_metrics import aggregate
 
 VOLUME, GALL, SHAPE = (
     "What is the volume of the spleen?",
@@ -86,8 +87,12 @@ def test_measured_answers_need_no_llm_and_the_baseline_sees_slices_alone(
     assert "| all | 3 | 66.7 (66.7–66.7) | 33.3 (33.3–33.3) |" in table
     assert f"| agent ({MODEL}, images) | 1 | 1 | 0 |" in table
     (path,) = (tmp_path / "out").glob("result-agent-*.json")
-    rows = json.loads(path.read_text())["results"]
-    assert [row["pred_answer"] for row in rows] == ["B", "B", "unanswered"]
+    result = json.loads(path.read_text())
+    rows = result["results"]
+    assert [row["raw_output"] for row in rows] == ["B", "Answer: B", "Nothing can be said."]
+    assert [row["trajectory"][-1]["final_answer"] for row in rows] == ["B", "B", "unanswered"]
+    assert result["metrics"] == aggregate([{**row, "pred_answer": row["raw_output"]} for row in rows], "mc")
+    assert result["metrics"]["overall"]["accuracy"] == 0.3333, "the package reads A in 'Answer: B'"
     first = rows[0]["trajectory"]
     assert first[0]["result"].startswith("measurement://")
     assert first[-1]["text"] == f"Measured volume: spleen {spleen:.1f} ml."
