@@ -16,7 +16,8 @@ from tests.training.phantom.truths import random_truth
 from tumorchain_agent.cli import main
 from tumorchain_agent.training.evaluation.chain_judge import read_scoring
 from tumorchain_agent.training.evaluation.chains import DIMENSIONS, judge_chain, split_chain
-from tumorchain_agent.training.evaluation.facts import Triple, same_meaning, triples
+from tumorchain_agent.training.evaluation.facts import Triple, triples
+from tumorchain_agent.training.evaluation.meaning import same_meaning
 from tumorchain_agent.training.phantom.patient import ORGANS
 from tumorchain_agent.training.phantom.text import final_text
 
