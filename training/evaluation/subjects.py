@@ -41,10 +41,17 @@ class Said(Record):
     how: Literal["measured", "llm", "unanswered"]
     raw: str = ""
     """The whole text that it was read from."""
+    rounds: tuple[str, ...] = ()
+    """What the agent wrote round by round, ``raw`` last."""
     sources: tuple[str, ...] = ()
     seconds: float = 0.0
     note: str = ""
     """Why a measurement question wasn't measured, or what failed."""
+
+    @property
+    def chain(self) -> str:
+        """The whole reasoning."""
+        return " ".join(self.rounds) or self.raw
 
 
 class Subject(Protocol):
@@ -148,7 +155,8 @@ class AgentSubject:
             evidence=self._evidence,
             checkpoint_db=None,
         )
-        words = result.rounds[-1].text.strip()
+        rounds = tuple(each.text.strip() for each in result.rounds)
+        words = rounds[-1]
         text = read_answer(words, asked)
         uris = tuple(dict.fromkeys(uri for claim in result.claims for uri in claim.evidence_uris))
         if text is None:
@@ -156,9 +164,10 @@ class AgentSubject:
                 text=UNANSWERED,
                 how="unanswered",
                 raw=words,
+                rounds=rounds,
                 note="the text answers in no form that was wanted",
             )
-        return Said(text=text, how="llm", raw=words, sources=uris)
+        return Said(text=text, how="llm", raw=words, rounds=rounds, sources=uris)
 
 
 def agent_name(settings: Settings, evidence: EvidenceKind) -> str:
