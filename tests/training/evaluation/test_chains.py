@@ -132,7 +132,7 @@ def test_a_level_that_the_reference_lacks_is_left_out() -> None:
     whole = judge_chain("A mass in the liver. This suggests a tumor of the liver. Overall T1 N0 M0.", "")
     assert whole is not None
     assert whole.ic == 0
-    assert mean_score([same, whole]) == (50, 0, 50, pytest.approx(35))
+    assert mean_score([same, whole]) == pytest.approx((50, 0, 50, 35))
     assert cot_e(80, None, 10) == pytest.approx((0.3 * 80 + 0.4 * 10) / 0.7)
     invented = WITHOUT_IMPRESSION.replace("Pathology:", "Impression: metastasis of the liver. Pathology:")
     assert 0 < score(WITHOUT_IMPRESSION, invented) < 100
@@ -236,6 +236,7 @@ def test_a_prediction_in_which_the_judge_finds_no_fact_scores_0(
     monkeypatch.setattr(chain_judge, "say", say)
     model: Any = object()
     refused = anyio.run(chain_judge.ask_judge, model, "A mass in the pancreas.", "I'm sorry, I can't.")
+    assert refused is not None
     assert (refused.fc, refused.ic, refused.lrc, refused.overall_score) == (0, 0, 0, 0)
     assert len(asked) == 2
     assert '{"triples": []}' in asked[0]
