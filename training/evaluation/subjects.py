@@ -7,16 +7,18 @@ import re
 import time
 from collections.abc import AsyncIterator, Callable, Mapping
 from contextlib import asynccontextmanager
-from functools import cache, partial
+from functools import cache, cached_property, partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Final, Literal, Protocol
 
 from tumorchain_agent.errors import TumorChainError
 from tumorchain_agent.records import EvidenceKind, Record
+from tumorchain_agent.tools.cache import Part, content_key
 from tumorchain_agent.tools.quantity_answers import Measured, answer
 from tumorchain_agent.tools.quantity_facts import NotMeasured
 from tumorchain_agent.tools.quantity_options import free_text, letter
 from tumorchain_agent.tools.quantity_questions import parse_question
+from tumorchain_agent.training.evaluation import identity
 from tumorchain_agent.training.evaluation.masks import KnownFacts
 from tumorchain_agent.training.evaluation.prompts import Asked, read_prompt
 
@@ -56,6 +58,9 @@ class Said(Record):
 
 class Subject(Protocol):
     name: str
+
+    def made_with(self, scan: Path, image: str) -> str:
+        """A hash of all that an answer rests on beside its prompt."""
 
     async def answer(self, prompt: str, scan: Path, image: str) -> Said:
         """An answer to a prompt about a scan; a failure is an unanswered one with its reason."""
@@ -124,6 +129,19 @@ class AgentSubject:
     ) -> None:
         self.name = name
         self._known, self._tools, self._chat_model, self._evidence = facts, tools, chat_model, evidence
+
+    def made_with(self, scan: Path, image: str) -> str:
+        masks = self._known.files(image)
+        shown = identity.of_files(masks) if masks else self._segmenter
+        return content_key(self._identity, identity.of_files([scan]), shown)
+
+    @cached_property
+    def _identity(self) -> Part:
+        return identity.of_agent(self._known, self._evidence, self._chat_model)
+
+    @cached_property
+    def _segmenter(self) -> Part:
+        return identity.of_segmenter(self._known.bench.settings)
 
     async def answer(self, prompt: str, scan: Path, image: str) -> Said:
         from anyio import to_thread
