@@ -108,7 +108,10 @@ def _chains(items: list[Item], lines: dict[str, list[Line]]) -> list[ChainPair]:
     """Reasoning of the reference and of each subject, where the questions have rounds."""
     return [
         ChainPair(
-            id=item.sample.id, reference=" ".join(item.sample.texts), prediction=line.said.raw, model=subject
+            id=item.sample.id,
+            reference=" ".join(item.sample.texts),
+            prediction=line.said.chain,
+            model=subject,
         )
         for subject, said in lines.items()
         for item, line in zip(items, said, strict=True)

@@ -1,7 +1,8 @@
 """TumorChain-Eval over a file of chains: by the deterministic judge, or by a model behind an address (paper 12).
 
 The model extracts the triples of both chains, then scores ten dimensions as JSON. A reply that can't be read is asked
-for again; after that the chain is unscored: it is counted and left out, never 0 or 10.
+for again; after that the chain is unscored: it is counted and left out, never 0 or 10. A reference without facts is
+unscored as well; a prediction without facts scores 0 in all.
 """
 
 from __future__ import annotations
@@ -33,6 +34,7 @@ if TYPE_CHECKING:
 _EXTRACT: Final = """Extract every medical fact of the text as triples (subject, relation, object). Subject and object
 are an organ, a structure or a lesion; the relation says how they relate (has, not observed, suggests, supports ...).
 One fact a triple, nothing else. Write each as (subject, relation, object); and nothing around them.
+If the text states no medical fact at all, reply with {{"triples": []}} and nothing else.
 Text: {text}"""
 _SCORE: Final = """You score a predicted reasoning chain about a CT scan against the reference. It has three sub-chains:
 finding (facts seen), impression (first interpretations), reasoning (conclusions that integrate both).
@@ -49,7 +51,10 @@ Prediction triples: {prediction_triples}
 Reply with JSON only: {{"scoring": {{"s1_finding": {{"existence_match": "8/10", ...}}, "s2_impression": {{...}},
 "s3_reasoning": {{...}}}}}}"""
 OFFLINE: Final = "triples (deterministic)"
+NOTHING_RIGHT: Final = chain_score({level: dict.fromkeys(names, 0.0) for level, names in DIMENSIONS.items()})
 _TRIPLE: Final = re.compile(r"\(([^(),]+),([^(),]+),([^()]+)\)")
+_NO_FACTS: Final = re.compile(r"\W*(?:\[\s*\]|none)\W*", re.IGNORECASE)
+NONE: Final = "none"
 _POINTS: Final = re.compile(r"\s*(\d+(?:\.\d+)?)\s*(?:/\s*10)?\s*")
 
 
@@ -67,7 +72,7 @@ class ChainResult(Record):
     id: str
     model: str
     score: ChainScore | None
-    """``None``: the judge's replies could not be read."""
+    """``None``: the judge's replies could not be read, or the reference has no fact."""
 
 
 class ChainRow(Record):
@@ -108,7 +113,7 @@ async def judge_pairs(
     results = []
     for done, pair in enumerate(pairs, start=1):
         if chat_model is None:
-            score: ChainScore | None = judge_chain(pair.reference, pair.prediction)
+            score = judge_chain(pair.reference, pair.prediction)
         else:
             score = await ask_judge(chat_model, pair.reference, pair.prediction)
         results.append(ChainResult(id=pair.id, model=pair.model, score=score))
@@ -134,12 +139,13 @@ def _row(model: str, results: Sequence[ChainResult]) -> ChainRow:
 
 
 async def ask_judge(chat_model: BaseChatModel, reference: str, prediction: str) -> ChainScore | None:
-    """Both stages; ``None`` when a stage's replies stay unreadable. Raises ChatModelError when the model fails."""
+    """Both stages; ``None`` when a stage's replies stay unreadable, or the reference has no fact. A prediction without
+    one is 0 in all. Raises ChatModelError when the model fails."""
     found = []
-    for text in (reference, prediction):
+    for text, without in ((reference, None), (prediction, NOTHING_RIGHT)):
         triples = await _extract(chat_model, text)
-        if triples is None:
-            return None
+        if triples in (None, NONE):
+            return None if triples is None else without
         found.append(triples)
     prompt = _SCORE.format(
         reference=reference, prediction=prediction, reference_triples=found[0], prediction_triples=found[1]
@@ -152,13 +158,16 @@ async def ask_judge(chat_model: BaseChatModel, reference: str, prediction: str) 
 
 
 async def _extract(chat_model: BaseChatModel, text: str) -> str | None:
-    """Triples as text; nothing is extracted from an empty chain."""
+    """Triples as text, ``NONE`` of a chain that is empty or that the model finds no fact in; ``None``: unreadable."""
     if not text.strip():
-        return "none"
+        return NONE
     for _ in range(ATTEMPTS):
-        found = _TRIPLE.findall(await say(chat_model, _EXTRACT.format(text=text)))
+        reply = await say(chat_model, _EXTRACT.format(text=text))
+        found = _TRIPLE.findall(reply)
         if found:
             return "; ".join(f"({', '.join(part.strip() for part in triple)})" for triple in found)
+        if json_in(reply).get("triples") == [] or _NO_FACTS.fullmatch(reply):
+            return NONE
     return None
 
 
@@ -191,7 +200,8 @@ def as_markdown(report: ChainReport) -> str:
     lines = [
         "# TumorChain-Eval",
         "",
-        f"Judge: {report.judge}. CoT_e = 0.3 S_FC + 0.3 S_IC + 0.4 S_LRC (eq. 9). {DISCLAIMER}",
+        f"Judge: {report.judge}. CoT_e = 0.3 S_FC + 0.3 S_IC + 0.4 S_LRC (eq. 9), of the levels that the references "
+        f"have. {DISCLAIMER}",
         "",
     ]
     lines += ["| Model | S_FC | S_IC | S_LRC | CoT_e | scored | unscored |", "|---|---|---|---|---|---|---|"]

@@ -1,7 +1,9 @@
 """TumorChain-Eval (paper 2.3, 12): finding, impression and long reasoning chain of a text, ten scores, CoT_e (eq. 9).
 
 The deterministic judge here compares triples; ``chain_judge`` asks a model. Identical chains score 100, chains without
-a fact in common 0; leaving facts out, putting wrong ones in, denying them or moving them to another organ lowers it.
+a fact in common 0, an empty one too; leaving facts out, putting wrong ones in, denying them or moving them to another
+organ lowers it. A level without facts in the reference has no score: it is left out of the mean of that level, and
+CoT_e weighs the other levels by eq. 9's weights over their sum. A reference without any fact is unscored.
 """
 
 from __future__ import annotations
@@ -72,76 +74,95 @@ def _level(sentence: str) -> Level:
 
 
 class ChainScore(Record):
-    """Each dimension 0..10; chains and CoT_e 0..100."""
+    """Each dimension 0..10; chains and CoT_e 0..100. ``None``, and no dimensions: the reference has no such level."""
 
     scoring: dict[str, dict[str, float]]
-    fc: float
-    ic: float
-    lrc: float
+    fc: float | None
+    ic: float | None
+    lrc: float | None
     overall_score: float
 
 
-def cot_e(fc: float, ic: float, lrc: float) -> float:
-    """Eq. 9 of one sample, or of means."""
-    return WEIGHTS["s1_finding"] * fc + WEIGHTS["s2_impression"] * ic + WEIGHTS["s3_reasoning"] * lrc
+def cot_e(fc: float | None, ic: float | None, lrc: float | None) -> float:
+    """Eq. 9 of one sample, or of means; its weights over the levels that there are, at least one."""
+    told = [(w, value) for w, value in zip(WEIGHTS.values(), (fc, ic, lrc), strict=True) if value is not None]
+    return sum(w * value for w, value in told) / sum(w for w, _ in told)
 
 
 def chain_score(scoring: Mapping[str, Mapping[str, float]]) -> ChainScore:
-    """A chain's score is the mean of its dimensions, × 10."""
-    means = {
-        level: 10 * sum(float(scoring[level][name]) for name in names) / len(names)
-        for level, names in DIMENSIONS.items()
-    }
-    fc, ic, lrc = (means[level] for level in DIMENSIONS)
+    """A chain's score is the mean of its dimensions, × 10; ``scoring`` holds one level at least."""
     plain: dict[str, dict[str, float]] = {
         str(level): {name: float(scoring[level][name]) for name in names}
         for level, names in DIMENSIONS.items()
+        if level in scoring
     }
+    means = {level: 10 * sum(points.values()) / len(points) for level, points in plain.items()}
+    fc, ic, lrc = (means.get(level) for level in DIMENSIONS)
     return ChainScore(scoring=plain, fc=fc, ic=ic, lrc=lrc, overall_score=cot_e(fc, ic, lrc))
 
 
-def mean_score(scores: Sequence[ChainScore]) -> tuple[float, float, float, float] | None:
-    """S_FC, S_IC, S_LRC over samples and CoT_e of them (eq. 9); ``None`` when nothing was scored."""
+Means = tuple[float | None, float | None, float | None, float]
+
+
+def mean_score(scores: Sequence[ChainScore]) -> Means | None:
+    """S_FC, S_IC, S_LRC, each over the samples that have the level, and CoT_e of them (eq. 9); ``None`` when nothing
+    was scored."""
     if not scores:
         return None
-    fc, ic, lrc = (sum(getattr(each, name) for each in scores) / len(scores) for name in ("fc", "ic", "lrc"))
+    fc, ic, lrc = (_mean([getattr(each, name) for each in scores]) for name in ("fc", "ic", "lrc"))
     return fc, ic, lrc, cot_e(fc, ic, lrc)
 
 
-def judge_chain(reference: str, prediction: str) -> ChainScore:
-    """The deterministic judge's scores of a predicted chain against the reference."""
-    ref, pred = split_chain(reference).facts, split_chain(prediction).facts
+def _mean(values: Sequence[float | None]) -> float | None:
+    told = [value for value in values if value is not None]
+    return sum(told) / len(told) if told else None
+
+
+def judge_chain(reference: str, prediction: str) -> ChainScore | None:
+    """The deterministic judge's scores of a predicted chain; ``None`` when the reference has no fact."""
+    ref = split_chain(reference).facts
+    there = [level for level in DIMENSIONS if ref[level]]
+    if not there:
+        return None
+    pred = _placed(split_chain(prediction).facts, ref)
+    recall = {level: _share(ref[level] & pred[level], ref[level]) for level in there}
+    precision = {level: _share(ref[level] & pred[level], pred[level]) for level in there}
+    both = {level: _f1(recall[level], precision[level]) for level in there}
     first, second, third = DIMENSIONS
-    recall = {level: _share(ref[level] & pred[level], ref[level], pred[level]) for level in DIMENSIONS}
-    precision = {level: _share(ref[level] & pred[level], pred[level], ref[level]) for level in DIMENSIONS}
-    both = {level: _f1(recall[level], precision[level]) for level in DIMENSIONS}
-    support = _supported(ref, pred)
-    links = _links(ref, pred)
-    depth = _depth(ref, pred)
-    integrated = both[third] * (recall[first] + recall[second]) / 2
-    return chain_score(
-        {
-            first: _tens(existence_match=both[first], completeness=recall[first], accuracy=precision[first]),
-            second: _tens(clarity=precision[second], consistency=support, medical_utility=recall[second]),
-            third: _tens(
-                logical_completeness=links,
-                reasoning_depth=depth,
-                clinical_relevance=precision[third],
-                evidence_integration=integrated,
-            ),
-        }
-    )
+    scoring: dict[str, dict[str, float]] = {}
+    if first in there:
+        scoring[first] = _tens(
+            existence_match=both[first], completeness=recall[first], accuracy=precision[first]
+        )
+    if second in there:
+        scoring[second] = _tens(
+            clarity=precision[second], consistency=_supported(ref, pred), medical_utility=recall[second]
+        )
+    if third in there:
+        grounds = [recall[level] for level in (first, second) if level in there] or [1.0]
+        scoring[third] = _tens(
+            logical_completeness=_links(ref, pred),
+            reasoning_depth=_depth(ref, pred),
+            clinical_relevance=precision[third],
+            evidence_integration=both[third] * sum(grounds) / len(grounds),
+        )
+    return chain_score(scoring)
+
+
+def _placed(pred: Mapping[Level, set[Triple]], ref: Mapping[Level, set[Triple]]) -> dict[Level, set[Triple]]:
+    """The prediction's facts; a wrong one of a level that the reference hasn't counts where the reference begins."""
+    there = [level for level in DIMENSIONS if ref[level]]
+    elsewhere = {fact for level in DIMENSIONS if level not in there for fact in pred[level]}
+    wrong = elsewhere - set().union(*ref.values())
+    return {**pred, there[0]: pred[there[0]] | wrong}
 
 
 def _tens(**shares: float) -> dict[str, float]:
     return {name: 10 * share for name, share in shares.items()}
 
 
-def _share(common: set[Triple], whole: set[Triple], other: set[Triple]) -> float:
-    """Of nothing it is all when the other side has nothing either, else none."""
-    if not whole:
-        return 1.0 if not other else 0.0
-    return len(common) / len(whole)
+def _share(common: set[Triple], whole: set[Triple]) -> float:
+    return len(common) / len(whole) if whole else 0.0
 
 
 def _f1(recall: float, precision: float) -> float:
@@ -152,7 +173,7 @@ def _supported(ref: Mapping[Level, set[Triple]], pred: Mapping[Level, set[Triple
     """Share of the predicted impression that is right, each fact weighed by how much of its grounds was found."""
     impressions = pred["s2_impression"]
     if not impressions:
-        return 1.0 if not ref["s2_impression"] else 0.0
+        return 0.0
     right = impressions & ref["s2_impression"]
     return sum(_grounds(fact, ref["s1_finding"], pred["s1_finding"]) for fact in right) / len(impressions)
 
@@ -170,7 +191,7 @@ def _links(ref: Mapping[Level, set[Triple]], pred: Mapping[Level, set[Triple]]) 
         (b, c) for b in ref[second] for c in ref[third]
     ]
     if not pairs:
-        return _share(ref[third] & pred[third], ref[third], pred[third])
+        return _share(ref[third] & pred[third], ref[third])
     known = pred[first] | pred[second] | pred[third]
     return sum(a in known and b in known for a, b in pairs) / len(pairs)
 
@@ -179,4 +200,4 @@ def _depth(ref: Mapping[Level, set[Triple]], pred: Mapping[Level, set[Triple]]) 
     """Of the reference's entities at each level, the share that the prediction speaks of rightly at that level."""
     wanted = {(level, fact.organ) for level in DIMENSIONS for fact in ref[level]}
     met = {(level, fact.organ) for level in DIMENSIONS for fact in ref[level] & pred[level]}
-    return len(met) / len(wanted) if wanted else float(not any(pred.values()))
+    return len(met) / len(wanted)

@@ -13,7 +13,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from tumorchain_agent.errors import ScanError, TumorChainError
+from tumorchain_agent.tools.cache import content_key
 from tumorchain_agent.tools.scan import open_ct
+from tumorchain_agent.training.evaluation import identity
 from tumorchain_agent.training.evaluation.prompts import read_prompt
 from tumorchain_agent.training.evaluation.reading import read_answer
 from tumorchain_agent.training.evaluation.subjects import UNANSWERED, Said
@@ -38,6 +40,10 @@ class DirectSubject:
         self.name = name
         self._chat_model, self._slices = chat_model, slices
         self._seen: tuple[Path, list[dict[str, Any]]] | None = None
+
+    def made_with(self, scan: Path, image: str) -> str:
+        pictures = (self._slices, SIDE, *WINDOW)
+        return content_key(identity.of_llm(self._chat_model), pictures, identity.of_files([scan]))
 
     async def answer(self, prompt: str, scan: Path, image: str) -> Said:
         from langchain_core.messages import HumanMessage

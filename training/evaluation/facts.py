@@ -70,7 +70,11 @@ _TNM_RUN: Final = re.compile(
 )
 _STAGE: Final = re.compile(r"\bstage(?: group)? (0|I{1,3}|IV)([ABC]?\d?)\b")
 _NO: Final = re.compile(
-    r"\b(?:no|not|without|absence of|absent|free of|negative for|never|neither|nor|denies|rules? out|excluded?)\b"
+    r"\b(?:no|not|without|none|absence of|absent|lack of|lacks|free of|negative for|never|neither|nor|denies|"
+    r"rules? out|excluded?|cannot)\b|n['’]t\b"
+)
+_NOT_AFTER: Final = re.compile(
+    r"[\w-]+(?: \w+)?:? (?:(?:(?:is|are|was|were) )?(?:not|absent|excluded|ruled out)\b|(?:is|are|was|were)n['’]t)"
 )
 _TURN: Final = re.compile(r"\b(?:but|however|although|yet|except|with|while|whereas)\b|[;:]")
 """Where the reach of a negation ends."""
@@ -84,17 +88,13 @@ def triples(text: str) -> list[Triple]:
     """
     found: dict[Triple, None] = {}
     for sentence in sentences(text):
-        for triple in _of_sentence(sentence, _subjects(match_organs(sentence)) or (SCAN,)):
+        for triple in _of_sentence(sentence, subjects(match_organs(sentence)) or (SCAN,)):
             found.setdefault(triple)
     return list(found)
 
 
-def organs_in(text: str) -> set[str]:
-    """Organs, and parts of them, that a text names."""
-    return {name for mention in match_organs(text) for name in _subjects([mention])}
-
-
-def _subjects(mentions: list[Mention]) -> tuple[str, ...]:
+def subjects(mentions: list[Mention]) -> tuple[str, ...]:
+    """``organ`` or ``organ:part`` of each, in order; an organ whose part is named only by its part."""
     names = [f"{m.organ}:{m.substructure}" if m.substructure else m.organ for m in mentions]
     parted = {name.partition(":")[0] for name in names if ":" in name}
     return tuple(dict.fromkeys(name for name in names if ":" in name or name not in parted))
@@ -103,7 +103,7 @@ def _subjects(mentions: list[Mention]) -> tuple[str, ...]:
 def _of_sentence(sentence: str, subjects: tuple[str, ...]) -> Iterator[Triple]:
     lower = sentence.lower()
     for finding, start in _findings(sentence, lower):
-        relation = HAS_NO if _negated(lower, start) else HAS
+        relation = HAS_NO if negated(lower, start) else HAS
         for subject in subjects:
             yield Triple(subject, relation, finding)
 
@@ -124,38 +124,18 @@ def _findings(sentence: str, lower: str) -> Iterator[tuple[str, int]]:
         yield f"stage {match[1]}{match[2]}", match.start()
 
 
-def _negated(lower: str, place: int) -> bool:
+def finding_spans(sentence: str) -> list[tuple[int, int]]:
+    """Where findings, T, N, M and stages stand; measured lengths are not among them."""
+    found = [match.span() for match in _PATTERN.finditer(sentence.lower())]
+    for pattern in (_TNM_RUN, _TNM, _STAGE):
+        found += [match.span() for match in pattern.finditer(sentence)]
+    return found
+
+
+def negated(lower: str, place: int) -> bool:
     """Is there a "no" before a place, with no turn between; or a "not" shortly after it ("is not enlarged")?"""
     before = lower[:place]
     turns = [turn.end() for turn in _TURN.finditer(before)]
     if _NO.search(before[turns[-1] if turns else 0 :]):
         return True
-    return bool(
-        re.match(r"[\w-]+(?: \w+)? (?:is|are|was|were) (?:not|absent|excluded|ruled out)\b", lower[place:])
-    )
-
-
-def same_meaning(reference: str, answer: str) -> bool:
-    """Does the answer say every fact of the reference, and contradict none?
-
-    Where the reference has neither facts nor organs, the texts themselves are compared, and yes with yes.
-    """
-    verdicts = [re.match(r"\W*(yes|no)\b", text, re.IGNORECASE) for text in (reference, answer)]
-    if verdicts[0] and verdicts[1]:
-        return verdicts[0][1].lower() == verdicts[1][1].lower()
-    wanted, said = set(triples(reference)), set(triples(answer))
-    places = organs_in(reference)
-    if not wanted and not places:
-        first, second = (re.sub(r"\W+", " ", text).strip().lower() for text in (reference, answer))
-        return bool(second) and (first == second or f" {first} " in f" {second} ")
-    if not places <= organs_in(answer):
-        return False
-    return all(_said(fact, said) for fact in wanted)
-
-
-def _said(fact: Triple, said: set[Triple]) -> bool:
-    same = [each for each in said if each.object == fact.object]
-    if fact.organ == SCAN:
-        return bool(same) and all(each.relation == fact.relation for each in same)
-    near = [each for each in same if each.organ in (fact.organ, SCAN)]
-    return bool(near) and all(each.relation == fact.relation for each in near)
+    return bool(_NOT_AFTER.match(lower[place:]))

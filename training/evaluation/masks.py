@@ -88,6 +88,14 @@ class KnownFacts:
             self._last = ((scan, image), gather(self.bench, scan, image, self.folder, given))
         return self._last[1]
 
+    def files(self, image: str) -> list[Path]:
+        """The label map and what is told beside it; none when the scan is to be segmented."""
+        given = self.label_map(image)
+        if given is None or self.folder is None:
+            return [] if given is None else [given]
+        beside = [*sorted(self.folder.glob(f"{image}_*.nii.gz")), self.folder / image]
+        return [given, *(path for path in beside if path.exists())]
+
     def label_map(self, image: str) -> Path | None:
         """The scan's label map, ``None`` when it is to be segmented."""
         return find_label_map(self.folder, image) or self._given.get(image)

@@ -14,13 +14,15 @@ from pydantic import ValidationError
 
 from tumorchain_agent.errors import DataError, InputError, OutputError
 from tumorchain_agent.records import Record
+from tumorchain_agent.tools.cache import content_key
 from tumorchain_agent.training.data.files import Problem
 from tumorchain_agent.training.data.record import CoTSample
 from tumorchain_agent.training.data.rows import Converted
-from tumorchain_agent.training.evaluation.prompts import prompt_of
+from tumorchain_agent.training.evaluation.prompts import asked_of, prompt_of
 from tumorchain_agent.training.evaluation.subjects import Said, Subject
 
 FILE: Final = "answers.jsonl"
+Key = tuple[str, str, str, str]
 Advance = Callable[[int, int], None]
 """``advance(finished, of)``."""
 
@@ -44,11 +46,14 @@ class Line(Record):
     id: str
     prompt_hash: str
     """Of the prompt that was asked: an edited question is asked anew."""
+    made_with: str = ""
+    """Hash of what else it rests on: LLM, evidence, form of the answer, scan and masks. A line of an earlier version
+    has none, and is not gone on from."""
     said: Said
 
     @property
-    def key(self) -> tuple[str, str, str]:
-        return self.subject, self.id, self.prompt_hash
+    def key(self) -> Key:
+        return self.subject, self.id, self.prompt_hash, self.made_with
 
 
 def good(rows: Iterable[Converted], name: str) -> Iterator[CoTSample]:
@@ -64,11 +69,11 @@ class Answers:
 
     def __init__(self, folder: Path | None) -> None:
         self._path = folder / FILE if folder else None
-        self._known: dict[tuple[str, str, str], Line] = {}
+        self._known: dict[Key, Line] = {}
         if self._path is not None:
             self._open(self._path)
 
-    def get(self, key: tuple[str, str, str]) -> Line | None:
+    def get(self, key: Key) -> Line | None:
         return self._known.get(key)
 
     def add(self, line: Line) -> None:
@@ -115,11 +120,14 @@ async def ask_all(
     lines = []
     for done, item in enumerate(items, start=1):
         prompt = prompt_of(item.sample)
-        key = (subject.name, item.sample.id, hashlib.sha256(prompt.encode()).hexdigest()[:16])
-        line = answers.get(key)
+        asked = hashlib.sha256(prompt.encode()).hexdigest()[:16]
+        made_with = content_key(asked_of(item.sample).form, subject.made_with(item.scan, item.image))
+        line = answers.get((subject.name, item.sample.id, asked, made_with))
         if line is None:
             said = await subject.answer(prompt, item.scan, item.image)
-            line = Line(subject=subject.name, id=item.sample.id, prompt_hash=key[2], said=said)
+            line = Line(
+                subject=subject.name, id=item.sample.id, prompt_hash=asked, made_with=made_with, said=said
+            )
             if said.how != "unanswered" or said.raw:
                 answers.add(line)
         lines.append(line)

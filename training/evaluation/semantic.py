@@ -1,7 +1,7 @@
 """Semantic accuracy of open answers (paper 10.2): does an answer keep the reference's medical meaning?
 
-By an LLM behind an address, or offline by the triples of both texts (``triples``): every fact of the reference must be
-said, and none contradicted. What a judge can't tell is unscored, never right or wrong.
+By an LLM behind an address, or offline by rules (``meaning``): all that the reference says must be said, and nothing
+contradicted. What a judge can't tell is unscored, never right or wrong.
 """
 
 from __future__ import annotations
@@ -11,7 +11,7 @@ import re
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any, Final, Protocol
 
-from tumorchain_agent.training.evaluation.facts import same_meaning
+from tumorchain_agent.training.evaluation.meaning import same_meaning
 from tumorchain_agent.training.evaluation.runner import Item, Line
 from tumorchain_agent.training.evaluation.scoring import points
 
@@ -36,12 +36,13 @@ class Judge(Protocol):
 
 
 class OfflineJudge:
-    """Compares facts; no model."""
+    """Compares facts, numbers and words; no model."""
 
     name = "facts (deterministic)"
 
     async def compare(self, question: str, reference: str, answer: str) -> float | None:
-        return float(same_meaning(reference, answer))
+        same = same_meaning(reference, answer)
+        return None if same is None else float(same)
 
 
 class LLMJudge:

@@ -6,16 +6,18 @@ import logging
 import time
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
-from functools import cache, partial
+from functools import cache, cached_property, partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Final, Literal, Protocol
 
 from tumorchain_agent.errors import TumorChainError
 from tumorchain_agent.records import EvidenceKind, Record
+from tumorchain_agent.tools.cache import Part, content_key
 from tumorchain_agent.tools.quantity_answers import Measured, answer
 from tumorchain_agent.tools.quantity_facts import NotMeasured
 from tumorchain_agent.tools.quantity_options import free_text, letter
 from tumorchain_agent.tools.quantity_questions import parse_question
+from tumorchain_agent.training.evaluation import identity
 from tumorchain_agent.training.evaluation.masks import KnownFacts
 from tumorchain_agent.training.evaluation.prompts import Asked, read_prompt
 from tumorchain_agent.training.evaluation.reading import read_answer
@@ -39,14 +41,24 @@ class Said(Record):
     how: Literal["measured", "llm", "unanswered"]
     raw: str = ""
     """The whole text that it was read from."""
+    rounds: tuple[str, ...] = ()
+    """What the agent wrote round by round, ``raw`` last."""
     sources: tuple[str, ...] = ()
     seconds: float = 0.0
     note: str = ""
     """Why a measurement question wasn't measured, or what failed."""
 
+    @property
+    def chain(self) -> str:
+        """The whole reasoning."""
+        return " ".join(self.rounds) or self.raw
+
 
 class Subject(Protocol):
     name: str
+
+    def made_with(self, scan: Path, image: str) -> str:
+        """A hash of all that an answer rests on beside its prompt."""
 
     async def answer(self, prompt: str, scan: Path, image: str) -> Said:
         """An answer to a prompt about a scan; a failure is an unanswered one with its reason."""
@@ -86,6 +98,19 @@ class AgentSubject:
         self.name = name
         self._known, self._tools, self._chat_model, self._evidence = facts, tools, chat_model, evidence
 
+    def made_with(self, scan: Path, image: str) -> str:
+        masks = self._known.files(image)
+        shown = identity.of_files(masks) if masks else self._segmenter
+        return content_key(self._identity, identity.of_files([scan]), shown)
+
+    @cached_property
+    def _identity(self) -> Part:
+        return identity.of_agent(self._known, self._evidence, self._chat_model)
+
+    @cached_property
+    def _segmenter(self) -> Part:
+        return identity.of_segmenter(self._known.bench.settings)
+
     async def answer(self, prompt: str, scan: Path, image: str) -> Said:
         from anyio import to_thread
 
@@ -116,7 +141,8 @@ class AgentSubject:
             evidence=self._evidence,
             checkpoint_db=None,
         )
-        words = result.rounds[-1].text.strip()
+        rounds = tuple(each.text.strip() for each in result.rounds)
+        words = rounds[-1]
         text = read_answer(words, asked)
         uris = tuple(dict.fromkeys(uri for claim in result.claims for uri in claim.evidence_uris))
         if text is None:
@@ -124,9 +150,10 @@ class AgentSubject:
                 text=UNANSWERED,
                 how="unanswered",
                 raw=words,
+                rounds=rounds,
                 note="the text answers in no form that was wanted",
             )
-        return Said(text=text, how="llm", raw=words, sources=uris)
+        return Said(text=text, how="llm", raw=words, rounds=rounds, sources=uris)
 
 
 def agent_name(settings: Settings, evidence: EvidenceKind) -> str:

@@ -7,6 +7,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+import anyio
 import numpy as np
 import pytest
 from scipy.stats import spearmanr
@@ -14,9 +15,17 @@ from scipy.stats import spearmanr
 from tests.training.evaluation.endpoint import MODEL, scripted, text_of
 from tests.training.phantom.truths import random_truth
 from tumorchain_agent.cli import main
+from tumorchain_agent.training.evaluation import chain_judge
 from tumorchain_agent.training.evaluation.chain_judge import read_scoring
-from tumorchain_agent.training.evaluation.chains import DIMENSIONS, judge_chain, split_chain
-from tumorchain_agent.training.evaluation.facts import Triple, same_meaning, triples
+from tumorchain_agent.training.evaluation.chains import (
+    DIMENSIONS,
+    cot_e,
+    judge_chain,
+    mean_score,
+    split_chain,
+)
+from tumorchain_agent.training.evaluation.facts import Triple, triples
+from tumorchain_agent.training.evaluation.meaning import same_meaning
 from tumorchain_agent.training.phantom.patient import ORGANS
 from tumorchain_agent.training.phantom.text import final_text
 
@@ -69,7 +78,9 @@ def moved(text: str) -> str:
 
 
 def score(reference: str, prediction: str) -> float:
-    return judge_chain(reference, prediction).overall_score
+    found = judge_chain(reference, prediction)
+    assert found is not None
+    return found.overall_score
 
 
 def test_a_chain_is_split_by_its_headings_and_without_them_by_how_it_argues() -> None:
@@ -101,6 +112,41 @@ def test_identical_chains_score_100_and_disjoint_ones_0(rng: Rng) -> None:
         assert score(text, text) == pytest.approx(100)
         assert score(text, "The thyroid gland has calcification. The trachea is dilated.") == 0
         assert score(text, "") == 0
+
+
+WITHOUT_IMPRESSION = "Findings: A round hypodense mass in the pancreatic tail. Pathology: T2 N0 M0, stage IB."
+
+
+@pytest.mark.parametrize("text", ["", "Sorry, I can't help.", "Everything is fine, the weather is good."])
+def test_a_prediction_without_facts_scores_0(text: str, rng: Rng) -> None:
+    for reference in (WITHOUT_IMPRESSION, *chains(rng, 10, (*ORGANS, None))):
+        assert score(reference, text) == 0
+
+
+def test_a_level_that_the_reference_lacks_is_left_out() -> None:
+    same, nothing = (judge_chain(WITHOUT_IMPRESSION, text) for text in (WITHOUT_IMPRESSION, ""))
+    assert same is not None
+    assert nothing is not None
+    assert (same.fc, same.ic, same.lrc, same.overall_score) == (100, None, 100, 100)
+    assert (nothing.fc, nothing.ic, nothing.lrc, nothing.overall_score) == (0, None, 0, 0)
+    whole = judge_chain("A mass in the liver. This suggests a tumor of the liver. Overall T1 N0 M0.", "")
+    assert whole is not None
+    assert whole.ic == 0
+    assert mean_score([same, whole]) == pytest.approx((50, 0, 50, 35))
+    assert cot_e(80, None, 10) == pytest.approx((0.3 * 80 + 0.4 * 10) / 0.7)
+    invented = WITHOUT_IMPRESSION.replace("Pathology:", "Impression: metastasis of the liver. Pathology:")
+    assert 0 < score(WITHOUT_IMPRESSION, invented) < 100
+
+
+def test_a_reference_without_facts_is_unscored(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    reference = "Findings: bowel wall pneumatosis. Impression: ischemia."
+    assert judge_chain(reference, reference) is None
+    path = pairs(tmp_path / "c.jsonl", 1)
+    path.write_text(
+        path.read_text() + json.dumps({"id": "x", "reference": reference, "prediction": "", "model": "ours"})
+    )
+    assert main(["evaluate", "--suite", "chains", str(path)]) == 0
+    assert "| ours | 100.00 | – | – | 100.00 | 1 | 1 |" in capsys.readouterr().out
 
 
 def test_other_wordings_of_the_same_truth_score_100(rng: Rng) -> None:
@@ -177,6 +223,26 @@ def pairs(path: Path, count: int) -> Path:
     return path
 
 
+@pytest.mark.parametrize("none", ['{"triples": []}', '```json\n{"triples": []}\n```', "[]", "None."])
+def test_a_prediction_in_which_the_judge_finds_no_fact_scores_0(
+    none: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    asked: list[str] = []
+
+    async def say(_: object, prompt: str) -> str:
+        asked.append(prompt)
+        return "(pancreas, has, mass)" if prompt.endswith("A mass in the pancreas.") else none
+
+    monkeypatch.setattr(chain_judge, "say", say)
+    model: Any = object()
+    refused = anyio.run(chain_judge.ask_judge, model, "A mass in the pancreas.", "I'm sorry, I can't.")
+    assert refused is not None
+    assert (refused.fc, refused.ic, refused.lrc, refused.overall_score) == (0, 0, 0, 0)
+    assert len(asked) == 2
+    assert '{"triples": []}' in asked[0]
+    assert anyio.run(chain_judge.ask_judge, model, "The weather.", "A mass in the pancreas.") is None
+
+
 @pytest.mark.slow
 def test_a_malformed_reply_is_asked_again_and_then_counted_as_unscored(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
@@ -220,7 +286,14 @@ def test_the_deterministic_judge_scores_a_file_offline(
     assert main(["evaluate", "--suite", "chains", str(pairs(tmp_path / "c.jsonl", 2)), "--json"]) == 0
     report = json.loads(capsys.readouterr().out)
     assert (report["judge"], report["rows"][0]["scored"]) == ("triples (deterministic)", 2)
-    assert set(report["results"][0]["score"]["scoring"]) == set(DIMENSIONS)
+    first = report["results"][0]["score"]
+    assert (set(first["scoring"]), first["fc"], first["ic"], first["lrc"]) == (
+        {"s1_finding"},
+        100,
+        None,
+        None,
+    )
+    assert report["rows"][0]["s_ic"] is None
 
 
 def test_a_line_that_is_no_chain_is_named(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

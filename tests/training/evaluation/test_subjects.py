@@ -98,6 +98,50 @@ def test_measured_answers_need_no_llm_and_the_baseline_sees_slices_alone(
     assert first[-1]["text"] == f"Measured volume: spleen {spleen:.1f} ml."
 
 
+def test_other_masks_are_measured_anew_and_the_same_ones_are_not(
+    folders: tuple[Path, Path, float], tmp_path: Path, write_nifti: WriteNifti
+) -> None:
+    data, masks, spleen = folders
+    out = tmp_path / "out"
+    command = ["evaluate", "--suite", "deeptumorvqa", str(data), "--format", "freeform", "--limit", "1"]
+
+    def answers(folder: Path) -> list[str]:
+        assert main([*command, "--masks-dir", str(folder), "--out", str(out)]) == 0
+        return [json.loads(line)["said"]["text"] for line in (out / "answers.jsonl").read_text().splitlines()]
+
+    other = tmp_path / "other"
+    other.mkdir()
+    affine, shape = torso_grid(6.0)
+    labels = torso(affine, shape)[1]
+    write_nifti(
+        np.where(labels == 1, 5, np.where(labels == 5, 1, labels)), affine, "o.nii.gz", np.uint8
+    ).rename(other / "BDMAP_1.nii.gz")
+    liver = float((labels == 5).sum() * 0.216)
+    first = answers(masks)
+    assert [float(text) for text in first] == [pytest.approx(spleen, abs=0.1)]
+    both = answers(other)
+    assert [float(text) for text in both] == [pytest.approx(spleen, abs=0.1), pytest.approx(liver, abs=0.1)]
+    assert answers(other) == both
+    assert answers(masks) == both
+
+
+def test_a_line_that_does_not_tell_what_it_rests_on_is_not_gone_on_from(
+    folders: tuple[Path, Path, float], tmp_path: Path
+) -> None:
+    data, masks, spleen = folders
+    path = tmp_path / "out" / "answers.jsonl"
+    command = ["evaluate", "--suite", "deeptumorvqa", str(data), "--format", "freeform", "--limit", "1"]
+    command += ["--masks-dir", str(masks), "--out", str(path.parent)]
+    assert main(command) == 0
+    line = json.loads(path.read_text())
+    del line["made_with"]
+    line["said"]["text"] = "7"
+    path.write_text(json.dumps(line) + "\n")
+    assert main(command) == 0
+    texts = [json.loads(each)["said"]["text"] for each in path.read_text().splitlines()]
+    assert [float(text) for text in texts] == [7, pytest.approx(spleen, abs=0.1)]
+
+
 def test_open_answers_are_compared_by_a_judge_behind_an_address(
     folders: tuple[Path, Path, float], capsys: pytest.CaptureFixture[str]
 ) -> None:
