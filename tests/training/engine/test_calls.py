@@ -131,6 +131,19 @@ def test_a_used_up_quota_ends_at_once_and_names_the_model_and_what_to_do(tmp_pat
     assert "\n" not in str(told.value)
 
 
+def test_thoughts_of_a_reasoning_model_are_not_taken_for_its_answer(tmp_path: Path) -> None:
+    thoughts = '<think>The shape is {"consistent": true|false}. I\'m sorry, no.</think>\n'
+
+    def think(ask: Ask, said: Said) -> Said:
+        return Said(
+            f"{thoughts.removeprefix('<think>') if ask.expert == 'reasoner' else thoughts}{said.text}"
+        )
+
+    _, finished = go(tmp_path, think)
+    assert finished.statistics.set_aside == 0
+    assert not any(outcome.caught for outcome in outcomes(tmp_path / "out"))
+
+
 def test_no_more_calls_are_in_flight_than_allowed(tmp_path: Path) -> None:
     server, _ = go(tmp_path, concurrency=2)
     assert server.busiest <= 2
