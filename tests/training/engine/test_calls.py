@@ -112,7 +112,7 @@ def test_a_limit_without_a_pause_is_backed_off_from_said_once_a_pause_and_ends(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     monkeypatch.setattr("tumorchain_agent.training.engine.calls.MAX_LIMITED_S", 0.2)
-    limit = First(10**6, lambda said: Said("slow down", status=429, headers={"Retry-After": "0"}))
+    limit = First(40, lambda said: Said("slow down", status=429, headers={"Retry-After": "0"}))
     server = ModelServer(Experts({"x": TRUTHS[0]}), limit)
     with serving(server), pytest.raises(ChatModelError, match="slow down"):
         anyio.run(ask_once, server.url, tmp_path)
@@ -123,7 +123,7 @@ def test_a_limit_without_a_pause_is_backed_off_from_said_once_a_pause_and_ends(
 
 
 def test_a_used_up_quota_ends_at_once_and_names_the_model_and_what_to_do(tmp_path: Path) -> None:
-    limit = First(10**6, lambda said: Said("exceeded", status=429, code="insufficient_quota"))
+    limit = First(40, lambda said: Said("exceeded", status=429, code="insufficient_quota"))
     server = ModelServer(Experts({"x": TRUTHS[0]}), limit)
     with serving(server), pytest.raises(ChatModelError, match=r"quota for scripted is used up.*pay") as told:
         anyio.run(ask_once, server.url, tmp_path)
