@@ -68,19 +68,22 @@ def _itself(pathology: Pathology, graph: KnowledgeGraph) -> Iterator[Fault]:
                 f"{value} does not fit what the pathology report measures",
             )
     if all(stated.values()) and not any(value.endswith("X") for value in stated.values() if value):
-        yield from _stage(organ, *(str(each) for each in stated.values()), pathology.stage, graph)
+        t, n, m = (str(each) for each in stated.values())
+        yield from _stage(organ, (t, n, m), pathology.stage, graph)
 
 
-def _stage(organ: str, t: str, n: str, m: str, stated: str | None, graph: KnowledgeGraph) -> Iterator[Fault]:
+def _stage(
+    organ: str, tnm: tuple[str, str, str], stated: str | None, graph: KnowledgeGraph
+) -> Iterator[Fault]:
     """The stage group of either basis will do: reports give the clinical as well as the pathological one."""
-    of_graph = {graph.stage(organ, t, n, m, histology=h) for h in graph.stages[organ]}
+    of_graph = {graph.stage(organ, *tnm, histology=h) for h in graph.stages[organ]}
     known = {each for each in of_graph if each}
-    known |= {*possible_stages(organ, t, n, m), *possible_stages(organ, t, n, m, basis="pathological")}
+    known |= {*possible_stages(organ, *tnm), *possible_stages(organ, *tnm, basis="pathological")}
     if not known:
-        yield _fault("impossible_tnm", f"{t} {n} {m} is no combination of AJCC 8")
+        yield _fault("impossible_tnm", f"{' '.join(tnm)} is no combination of AJCC 8")
     elif stated is None or any(agree(stated, each) for each in known):
         return
-    elif has_table(organ, "pathological") or not _may_be_pathological(stated, t, m):
+    elif has_table(organ, "pathological") or not _may_be_pathological(stated, tnm[0], tnm[2]):
         yield _fault(
             "stage_contradicts_tnm", f"stage {stated} is not that of its TNM, {' or '.join(sorted(known))}"
         )
