@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from dataclasses import replace
 from typing import Final
 
-from tumorchain_agent.tools.ajcc import AXES, agree
+from tumorchain_agent.tools.ajcc import AXES, Axis, agree, has_table, possible_stages
 from tumorchain_agent.training.engine.faults import Fault
 from tumorchain_agent.training.engine.features import Extraction, Features, Pathology
 from tumorchain_agent.training.engine.knowledge import KnowledgeGraph
@@ -22,6 +23,25 @@ def check_reports(found: Extraction, graph: KnowledgeGraph) -> list[Fault]:
     if found.pathology is None:
         return []
     return [*_itself(found.pathology, graph), *_against_ct(found.features, found.pathology, graph)]
+
+
+def check_differences(found: Extraction, graph: KnowledgeGraph) -> list[Fault]:
+    """Where CT and pathology differ as they do in practice: T by a size within the tolerance, nodes that CT missed.
+
+    These are counted and set no case aside; a chain that contradicts pathology is sent back for them.
+    """
+    features, pathology = found.features, found.pathology
+    if pathology is None or features.lesion is None or features.lesion.organ not in graph.criteria:
+        return []
+    faults, measured = [], measured_of(features)
+    axes: tuple[Axis, ...] = ("T", "N")
+    for axis in axes:
+        value = getattr(pathology, axis.lower())
+        open_ = graph.possible(features.lesion.organ, axis, measured)
+        if value in graph.criteria[features.lesion.organ][axis] and value not in open_:
+            text = f"{value} in pathology, the CT report alone would leave {', '.join(open_)}"
+            faults.append(_fault(f"differs_{axis.lower()}", text))
+    return faults
 
 
 def _fault(kind: str, message: str) -> Fault:
@@ -48,20 +68,32 @@ def _itself(pathology: Pathology, graph: KnowledgeGraph) -> Iterator[Fault]:
                 f"{value} does not fit what the pathology report measures",
             )
     if all(stated.values()) and not any(value.endswith("X") for value in stated.values() if value):
-        stages = {
-            graph.stage(organ, *(str(each) for each in stated.values()), histology=h)
-            for h in graph.stages[organ]
-        }
-        known = {each for each in stages if each}
-        if not known:
-            yield _fault(
-                "impossible_tnm", f"{' '.join(str(v) for v in stated.values())} is no combination of AJCC 8"
-            )
-        elif pathology.stage and not any(agree(pathology.stage, each) for each in known):
-            yield _fault(
-                "stage_contradicts_tnm",
-                f"stage {pathology.stage} is not that of its TNM, {' or '.join(sorted(known))}",
-            )
+        t, n, m = (str(each) for each in stated.values())
+        yield from _stage(organ, (t, n, m), pathology.stage, graph)
+
+
+def _stage(
+    organ: str, tnm: tuple[str, str, str], stated: str | None, graph: KnowledgeGraph
+) -> Iterator[Fault]:
+    """The stage group of either basis will do: reports give the clinical as well as the pathological one."""
+    of_graph = {graph.stage(organ, *tnm, histology=h) for h in graph.stages[organ]}
+    known = {each for each in of_graph if each}
+    known |= {*possible_stages(organ, *tnm), *possible_stages(organ, *tnm, basis="pathological")}
+    if not known:
+        yield _fault("impossible_tnm", f"{' '.join(tnm)} is no combination of AJCC 8")
+    elif stated is None or any(agree(stated, each) for each in known):
+        return
+    elif has_table(organ, "pathological") or not _may_be_pathological(stated, tnm[0], tnm[2]):
+        yield _fault(
+            "stage_contradicts_tnm", f"stage {stated} is not that of its TNM, {' or '.join(sorted(known))}"
+        )
+
+
+def _may_be_pathological(stated: str, t: str, m: str) -> bool:
+    """What holds of every table, where there is none for pathology: 0 is Tis, IVB is M1."""
+    if m.startswith("M1"):
+        return agree(stated, "IVB")
+    return (stated == "0") == (t == "Tis") and stated != "IVB"
 
 
 def _against_ct(features: Features, pathology: Pathology, graph: KnowledgeGraph) -> Iterator[Fault]:
@@ -79,19 +111,19 @@ def _against_ct(features: Features, pathology: Pathology, graph: KnowledgeGraph)
             f"the CT report has a tumor of the {lesion.organ}, pathology of the {pathology.organ}",
         )
         return
-    if lesion.size_mm and pathology.size_mm:
-        limit = max(SIZE_MM, SIZE_SHARE * lesion.size_mm)
-        if abs(lesion.size_mm - pathology.size_mm) > limit:
-            yield _fault(
-                "disagrees_size", f"{pathology.size_mm} mm in pathology, {lesion.size_mm} mm in the CT report"
-            )
+    slack = max(SIZE_MM, SIZE_SHARE * (lesion.size_mm or 0.0))
+    if lesion.size_mm and pathology.size_mm and abs(lesion.size_mm - pathology.size_mm) > slack:
+        yield _fault(
+            "disagrees_size", f"{pathology.size_mm} mm in pathology, {lesion.size_mm} mm in the CT report"
+        )
     if lesion.organ not in graph.criteria:
         return
-    measured = measured_of(features)
+    measured = replace(measured_of(features), slack_mm=slack)
     for axis in AXES:
         value = getattr(pathology, axis.lower())
         open_ = graph.possible(lesion.organ, axis, measured)
-        if value and value in graph.criteria[lesion.organ][axis] and value not in open_:
+        missed = axis == "N" and value and value > min(open_, default="")  # nodes that CT does not see
+        if value and value in graph.criteria[lesion.organ][axis] and value not in open_ and not missed:
             yield _fault(
                 f"disagrees_{axis.lower()}",
                 f"{value} does not fit the CT report, which leaves {', '.join(open_)}",

@@ -27,6 +27,7 @@ Turn = tuple[str, str]
 MAX_LIMITED_S: Final = 3600.0
 """So long one call may be kept waiting by rate limits."""
 _FIRST_WAIT_S, _LONGEST_WAIT_S = 0.5, 60.0
+_NO_QUOTA: Final = "insufficient_quota"
 _CUT_OFF: Final = frozenset({"length", "max_tokens"})
 _ROLES: Final[dict[str, type[BaseMessage]]] = {
     "system": SystemMessage, "user": HumanMessage, "assistant": AIMessage,
@@ -65,6 +66,13 @@ class _Endpoint:
 
     closed_until: float = 0.0
     answered: bool = False
+
+    def close(self, pause: float, why: ChatModelError) -> None:
+        """For so many seconds at least; one line in the log for each pause, not for each call that is limited."""
+        now = time.monotonic()
+        if now >= self.closed_until:
+            log.warning("%s; limited, waiting %.1f s", why, pause)
+        self.closed_until = max(self.closed_until, now + pause)
 
 
 @dataclass
@@ -149,11 +157,12 @@ class Caller:
                 wait = _retry_after(error)
                 if _status(error) == 429:
                     self.paid.limited += 1
-                    pause = _backoff(limited) if wait is None else wait
+                    _raise_if_unpaid(error, model)
+                    pause = max(wait or 0.0, _backoff(limited))
                     limited, limited_s = limited + 1, limited_s + pause
                     if limited_s > MAX_LIMITED_S:
                         raise
-                    endpoint.closed_until = max(endpoint.closed_until, time.monotonic() + pause)
+                    endpoint.close(pause, error)
                     continue
                 _raise_if_final(error, first=not endpoint.answered, tries_left=model.retries - tries)
                 log.warning("%s; trying again", error)
@@ -256,6 +265,16 @@ def _retry_after(error: ChatModelError) -> float | None:
         return max(0.0, parsedate_to_datetime(text).timestamp() - time.time())
     except ValueError:
         return None
+
+
+def _raise_if_unpaid(error: ChatModelError, model: ModelConfig) -> None:
+    """A used-up quota is answered 429 too, and no waiting helps."""
+    cause = error.__cause__
+    if _NO_QUOTA in (getattr(cause, "code", None), getattr(cause, "type", None)):
+        raise ChatModelError(
+            f"{model.url}: the quota for {model.model} is used up ({_NO_QUOTA}); pay for more or name another "
+            "endpoint in the configuration, and the same command goes on where this one stopped"
+        ) from error
 
 
 def _raise_if_final(error: ChatModelError, *, first: bool, tries_left: int) -> None:

@@ -32,7 +32,8 @@ class ModelConfig(_Part):
     timeout_s: float = Field(default=180.0, gt=0)
     stream: bool = False
     retries: int = Field(default=6, ge=0)
-    """Tries after the first, of a call that was limited (429), timed out, broke off or failed in the server."""
+    """Tries after the first, of a call that timed out, broke off or failed in the server; one that is limited (429)
+    waits and uses up none."""
     price_in: float = Field(default=0.0, ge=0)
     price_out: float = Field(default=0.0, ge=0)
     """Price of a million tokens, in whatever currency; costs are reported in it."""

@@ -18,6 +18,7 @@ from tumorchain_agent.training.engine.faults import Caught, Fault, SetAsideError
 from tumorchain_agent.training.engine.pairs import Pair
 from tumorchain_agent.training.engine.prompts import REPAIR
 from tumorchain_agent.training.engine.store import Reply
+from tumorchain_agent.training.replies import json_object, without_thoughts
 
 R = TypeVar("R", bound=Record)
 _REFUSAL: Final = re.compile(
@@ -114,9 +115,8 @@ def read_reply(reply: Reply, schema: type[R]) -> tuple[R | None, list[Fault]]:
 
 
 def _json(reply: Reply) -> tuple[Any, Fault | None]:
-    text = reply.text.strip()
-    first, last = text.find("{"), text.rfind("}")
-    if first < 0 and _REFUSAL.search(text):
+    text = without_thoughts(reply.text)
+    if "{" not in text and _REFUSAL.search(text):
         return None, Fault(
             kind="refusal", message="the expert refused; the data are for research, answer in JSON"
         )
@@ -125,11 +125,8 @@ def _json(reply: Reply) -> tuple[Any, Fault | None]:
     if not text:
         return None, Fault(kind="empty_answer", message="the answer is empty; give the JSON object")
     try:
-        values = json.loads(text[first : last + 1])
+        return json_object(text), None
     except ValueError as error:
         return None, Fault(
             kind="invalid_json", message=f"no JSON object ({error}); give one, and nothing else"
         )
-    if not isinstance(values, dict):
-        return None, Fault(kind="invalid_json", message="no JSON object; give one, and nothing else")
-    return values, None

@@ -14,6 +14,7 @@ from tumorchain_agent.tools.ajcc import AXES
 from tumorchain_agent.tools.organs import match_organs, mentioned_organs
 from tumorchain_agent.tools.tnm import parse_tnm
 from tumorchain_agent.training.engine.cases import Case
+from tumorchain_agent.training.engine.denial import claimed, said_after, stretch
 from tumorchain_agent.training.engine.faults import Fault
 from tumorchain_agent.training.engine.features import (
     Extraction,
@@ -35,6 +36,25 @@ DENIED: Final = re.compile(
     r"\b(?:no|not|none|without|absent|absence|negative|neither|nor|free of|normal|unremarkable|nothing)\b",
     re.I,
 )
+_HARMLESS: Final = re.compile(r"\b(?:benign|cyst|pseudocyst)\b", re.I)
+_TAKEN_FOR: Final = re.compile(
+    r"\b(?:suspicious|suggestive|typical|concerning|indicative|likely|probabl[ey]|represent\w*|in keeping with|is|are"
+    r"|(?:consistent|compatible)\s+with)(?:\s+(?:for|of|to represent))?(?:\s+(?!with)\w+)?\s+$",
+    re.I,
+)
+"""Between a mass and a metastasis: the mass is the metastasis."""
+_HEALTHY_BEFORE: Final = re.compile(
+    r"\b(?:normal|unremarkable|negative)[\s-]+(?:(?!and\b|or\b|in\b|of\b|for\b)\w+[\s-]+){0,2}$", re.I
+)
+_HEALTHY_AFTER: Final = re.compile(
+    r"(?:\W*|.*?\b(?:is|are|was|were|appears?|remains?)\s+)(?:all\s+|both\s+)?"
+    r"(?:not\s+(?:\w+ly\s+)?(?:enlarged|involved|suspicious|abnormal)"
+    r"|normal|unremarkable|negative|free of|within normal)\b"
+    r"|.*\bno\s+(?:\w+\s+)?(?:enlarge|involve|abnormal|patholog|metasta|tumou?r|malignan)"
+)
+_WITHOUT_ENLARGEMENT: Final = re.compile(
+    r"[^,;]*\b(?:without|with no)\s+(?:\w+\s+){0,2}(?:enlargement|involvement|abnormalit\w+|metasta\w+)", re.I
+)
 INVADES: Final = re.compile(r"(?<!without )\b(?:invad\w+|infiltrat\w+|grow(?:s|ing)? into)\b", re.I)
 PUSHES: Final = re.compile(r"\b(?:displac\w+|push\w*|compress\w*)\b", re.I)
 SITE_WORDS: Final = {
@@ -45,8 +65,29 @@ _NUMBERS: Final = ("no", "one", "two", "three", "four", "five", "six", "seven", 
 
 
 def sites_in(text: str) -> set[str]:
-    """Sites of metastases that a text names."""
-    return {site for site, words in SITE_WORDS.items() if re.search(rf"\b(?:{words})\b", text, re.I)}
+    """Sites of metastases that a text names and doesn't deny."""
+    return {
+        site
+        for site, words in SITE_WORDS.items()
+        if any(claimed(re.compile(rf"\b(?:{words})\b", re.I), text))
+    }
+
+
+def claims_nodes(clause: str) -> bool:
+    """Does a clause see lymph nodes that are enlarged or involved?"""
+    return any(not _healthy(clause, each) for each in claimed(NODES, clause))
+
+
+def _healthy(clause: str, node: re.Match[str]) -> bool:
+    if _HEALTHY_BEFORE.search(clause[: node.start()]) or _HEALTHY_AFTER.match(said_after(clause, node)):
+        return True
+    enlarged = re.search(r"\benlarged\b", clause[: node.start()], re.I)
+    return not enlarged and _WITHOUT_ENLARGEMENT.match(clause[node.end() :]) is not None
+
+
+def claims_spread(clause: str) -> bool:
+    """Does a clause see metastases?"""
+    return any(claimed(SPREAD, clause))
 
 
 def numbers_in(text: str) -> set[int]:
@@ -86,12 +127,12 @@ def _radiology(found: Features, report: str) -> Iterator[Fault]:
         yield from _quoted("lesion", found.lesion.quote, report)
         yield from _lesion(found.lesion)
     else:
-        seen = [c for c in CLAUSE.split(report) if _claims_mass(c)]
+        seen = [c for c in CLAUSE.split(report) if claims_mass(c)]
         if seen:
             yield Fault(kind="lost_lesion", message=f"the report sees a tumor ({seen[0][:80]!r}); extract it")
     yield from _neighbors(found, report)
     yield from _nodes(found.nodes, report)
-    yield from _spread(found.spread, report)
+    yield from _spread(found.spread, report, found.lesion.organ if found.lesion else None)
     for benign in found.benign:
         yield from _quoted("benign", benign.quote, report)
         if benign.organ not in {*mentioned_organs(benign.quote), *_implied(benign.quote)}:
@@ -117,9 +158,19 @@ def _implied(quote: str) -> set[str]:
     return {"pancreas"} if re.search(r"pancreat", quote, re.I) else set()
 
 
-def _claims_mass(clause: str) -> bool:
-    other = SPREAD.search(clause) or re.search(r"\b(?:benign|cyst|pseudocyst)\b", clause, re.I)
-    return bool(MASS.search(clause)) and not DENIED.search(clause) and not other
+def claims_mass(clause: str) -> bool:
+    """Does a clause see a tumor, which is neither a metastasis nor benign?"""
+    if any(claimed(_HARMLESS, clause)):
+        return False
+    return any(not _of_metastasis(clause, each) for each in claimed(MASS, clause))
+
+
+def _of_metastasis(clause: str, mass: re.Match[str]) -> bool:
+    """A mass word after a metastasis in its stretch ("metastatic lesions"), or said to be one."""
+    after = SPREAD.search(clause, mass.end())
+    if after and _TAKEN_FOR.search(clause[mass.end() : after.start()]):
+        return True
+    return SPREAD.search(stretch(clause, mass).partition(mass[0])[0]) is not None
 
 
 def _lesion(lesion: Lesion) -> Iterator[Fault]:
@@ -128,7 +179,7 @@ def _lesion(lesion: Lesion) -> Iterator[Fault]:
         yield Fault(
             kind="wrong_organ", message=f"the quote does not name the {lesion.organ}: {lesion.quote[:80]!r}"
         )
-    elif not _claims_mass(lesion.quote):
+    elif not any(claims_mass(clause) for clause in CLAUSE.split(lesion.quote)):
         yield Fault(kind="invented_lesion", message=f"the quote sees no tumor: {lesion.quote[:80]!r}")
     stated = {each.substructure for each in mentions if each.organ == lesion.organ and each.substructure}
     if lesion.location is not None and lesion.location not in parts_of(lesion.organ):
@@ -175,7 +226,7 @@ def _neighbors(found: Features, report: str) -> Iterator[Fault]:
         yield from _quoted("neighbors", quote, report)
     clauses = CLAUSE.split(report)
     invaded = {organ for clause in clauses for organ in _invaded_in(clause)}
-    pushed = {o for c in clauses if PUSHES.search(c) for o in mentioned_organs(c)}
+    pushed = {o for c in clauses if any(claimed(PUSHES, c)) for o in mentioned_organs(c)}
     own = {found.lesion.organ} if found.lesion else set()
     for kind, said, stated in (
         ("invasion", set(found.neighbors.invaded), invaded - own),
@@ -193,7 +244,7 @@ def _neighbors(found: Features, report: str) -> Iterator[Fault]:
 
 
 def _invaded_in(clause: str) -> list[str]:
-    verb = INVADES.search(clause)
+    verb = next(claimed(INVADES, clause), None)
     return mentioned_organs(clause[verb.end() :]) if verb else []
 
 
@@ -201,7 +252,7 @@ def _nodes(nodes: Nodes, report: str) -> Iterator[Fault]:
     clauses = [c for c in CLAUSE.split(report) if NODES.search(c)]
     if nodes.quote:
         yield from _quoted("nodes", nodes.quote, report)
-    present = [c for c in clauses if not DENIED.search(c)]
+    present = [c for c in clauses if claims_nodes(c)]
     status = "present" if present else "none" if clauses else "not stated"
     if nodes.status != status:
         yield Fault(
@@ -213,11 +264,11 @@ def _nodes(nodes: Nodes, report: str) -> Iterator[Fault]:
         yield Fault(kind="lost_nodes", message="the report counts lymph nodes; give their number")
 
 
-def _spread(spread: Spread, report: str) -> Iterator[Fault]:
+def _spread(spread: Spread, report: str, own: str | None) -> Iterator[Fault]:
     clauses = [c for c in CLAUSE.split(report) if SPREAD.search(c)]
     if spread.quote:
         yield from _quoted("spread", spread.quote, report)
-    present = [c for c in clauses if not DENIED.search(c)]
+    present = [c for c in clauses if claims_spread(c)]
     status = "present" if present else "none" if clauses else "not stated"
     if spread.status != status:
         yield Fault(
@@ -228,11 +279,9 @@ def _spread(spread: Spread, report: str) -> Iterator[Fault]:
     if set(spread.sites) - stated - {"distant"}:
         more = ", ".join(sorted(set(spread.sites) - stated))
         yield Fault(kind="wrong_metastasis", message=f"the report has no metastases of {more}")
-    if stated - set(spread.sites):
-        yield Fault(
-            kind="lost_metastasis",
-            message=f"the report has metastases of {', '.join(sorted(stated - set(spread.sites)))}",
-        )
+    near = {site for c in present for each in claimed(SPREAD, c) for site in sites_in(stretch(c, each))}
+    if lost := near - {own} - set(spread.sites):
+        yield Fault(kind="lost_metastasis", message=f"the report has metastases of {', '.join(sorted(lost))}")
     if spread.number and spread.number not in {n for c in present for n in numbers_in(c)}:
         yield Fault(kind="wrong_metastasis", message=f"{spread.number} metastases do not stand in the report")
 
@@ -264,7 +313,7 @@ def _pathology(found: Pathology, report: str) -> Iterator[Fault]:
         n for c in CLAUSE.split(report) if NODES.search(c) for n in numbers_in(c)
     }:
         yield Fault(kind="wrong_nodes", message=f"{found.nodes} nodes do not stand in the pathology report")
-    claims = any(_claims_mass(c) for c in CLAUSE.split(report))
+    claims = any(claims_mass(c) for c in CLAUSE.split(report))
     if found.malignant is not None and found.malignant != claims:
         yield Fault(
             kind="wrong_malignancy", message=f"malignant is {found.malignant}, unlike the pathology report"

@@ -123,6 +123,8 @@ class Measured:
     vascular: bool | None = None
     invasion: bool | None = None
     deposits: bool | None = None
+    slack_mm: float = TOLERANCE_MM
+    """Sizes meet limits within this."""
 
 
 @dataclass(frozen=True)
@@ -192,7 +194,7 @@ def _may_hold(condition: Condition, measured: Measured) -> bool:
         if wanted is None or known is None:
             continue
         if isinstance(wanted, tuple):
-            slack = TOLERANCE_MM if name == "size_mm" else 0.0
+            slack = measured.slack_mm if name == "size_mm" else 0.0
             low, high = wanted
             if (low is not None and known < low - slack) or (high is not None and known > high + slack):
                 return False

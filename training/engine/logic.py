@@ -11,8 +11,9 @@ from pydantic import Field, StringConstraints
 from tumorchain_agent.records import Record
 from tumorchain_agent.tools.ajcc import AXES
 from tumorchain_agent.tools.organs import FIVE, Mention, match_organs
+from tumorchain_agent.training.engine.denial import claimed, denied
 from tumorchain_agent.training.engine.faults import Fault
-from tumorchain_agent.training.engine.features import Features, FiveOrgan, Lesion, OrganName
+from tumorchain_agent.training.engine.features import Features, FiveOrgan, Lesion, OrganName, Pathology
 from tumorchain_agent.training.engine.grounding import (
     DENIED,
     INVADES,
@@ -20,6 +21,8 @@ from tumorchain_agent.training.engine.grounding import (
     NODES,
     PUSHES,
     SPREAD,
+    claims_nodes,
+    claims_spread,
     numbers_in,
     sites_in,
 )
@@ -70,10 +73,17 @@ def categories_in(text: str) -> dict[str, set[str]]:
 
 
 def check_chain(
-    chain: Chain, features: Features, graph: KnowledgeGraph, shown: Sequence[Triple]
+    chain: Chain,
+    features: Features,
+    graph: KnowledgeGraph,
+    shown: Sequence[Triple],
+    specimen: Pathology | None = None,
 ) -> list[Fault]:
-    """All that contradicts the features, the knowledge graph or itself."""
-    faults = [*_form(chain, shown), *_verdict(chain, features), *_staging(chain, features, graph)]
+    """All that contradicts the features, the knowledge graph or itself.
+
+    A chain that the summarizer has sent back may take T and N from the ``specimen``, where CT and pathology differ.
+    """
+    faults = [*_form(chain, shown), *_verdict(chain, features), *_staging(chain, features, graph, specimen)]
     stated = {"T": chain.t, "N": chain.n, "M": chain.m}
     for text in (*(step.text for step in chain.steps), chain.conclusion):
         faults += check_text(text, features)
@@ -116,7 +126,9 @@ def _verdict(chain: Chain, features: Features) -> Iterator[Fault]:
         yield _fault("wrong_malignancy", f"malignant is {chain.malignant}, unlike the report")
 
 
-def _staging(chain: Chain, features: Features, graph: KnowledgeGraph) -> Iterator[Fault]:
+def _staging(
+    chain: Chain, features: Features, graph: KnowledgeGraph, specimen: Pathology | None
+) -> Iterator[Fault]:
     stated = {axis: getattr(chain, axis.lower()) for axis in AXES}
     if chain.organ is None:
         if any(stated.values()):
@@ -131,15 +143,14 @@ def _staging(chain: Chain, features: Features, graph: KnowledgeGraph) -> Iterato
         if value not in graph.criteria[chain.organ][axis]:
             yield _fault("unknown_category", f"{value} is no {axis} category of the {chain.organ}")
             continue
-        fits = graph.possible(chain.organ, axis, measured)
+        known = specimen is not None and value == {"T": specimen.t, "N": specimen.n}.get(axis)
+        fits = (value,) if known else graph.possible(chain.organ, axis, measured)
         if value not in fits or (axis == "T" and _more_urgent(value, fits, features)):
             yield _fault(
                 against[axis],
                 f"{value} does not fit what the report measures; {', '.join(fits) or 'none'} would",
             )
-        elif (axis != "T" and value.endswith("0") and _status(axis, features) == "present") or (
-            axis != "T" and not value.endswith("0") and _status(axis, features) == "none"
-        ):
+        elif not known and axis != "T" and _status(axis, features) == _opposite(value):
             yield _fault(against[axis], f"{value} does not fit what the report sees")
         elif axis == "T" and not any(each.when for each in (graph.criteria[chain.organ]["T"][value],)):
             yield _fault(
@@ -159,6 +170,10 @@ def _more_urgent(value: str, fits: Sequence[str], features: Features) -> bool:
     """Invasion that the report sees leaves only T4 of a hollow organ."""
     hollow = features.lesion is not None and features.lesion.organ in ("stomach", "colorectum", "esophagus")
     return hollow and bool(features.neighbors.invaded) and not value.startswith("T4")
+
+
+def _opposite(value: str) -> str:
+    return "present" if value.endswith("0") else "none"
 
 
 def _status(axis: str, features: Features) -> str:
@@ -181,28 +196,28 @@ def check_text(text: str, features: Features) -> list[Fault]:
 
 
 def _about_nodes(clause: str, features: Features) -> Iterator[Fault]:
-    nodes, denied = features.nodes, DENIED.search(clause) is not None
+    nodes, seen = features.nodes, claims_nodes(clause)
     if nodes.status == "not stated":
-        if not denied:
+        if seen:
             yield _fault("invented_nodes", f"the report does not state lymph nodes: {clause[:80]!r}")
-    elif denied == (nodes.status == "present"):
+    elif seen != (nodes.status == "present"):
         yield _fault("contradicts_nodes", f"of lymph nodes the report says {nodes.status}: {clause[:80]!r}")
     part = clause[max(0, NODES.search(clause).start() - 40) :]  # type: ignore[union-attr]
     numbers = numbers_in(part) if not SPREAD.search(clause) else set()
-    if not denied and nodes.number is not None and numbers and nodes.number not in numbers:
+    if seen and nodes.number is not None and numbers and nodes.number not in numbers:
         yield _fault("contradicts_nodes", f"the report counts {nodes.number} lymph nodes: {clause[:80]!r}")
 
 
 def _about_spread(clause: str, features: Features) -> Iterator[Fault]:
-    spread, denied = features.spread, DENIED.search(clause) is not None
-    if denied == (spread.status == "present") and spread.status != "not stated":
+    spread, seen = features.spread, claims_spread(clause)
+    if seen != (spread.status == "present") and spread.status != "not stated":
         yield _fault(
             "contradicts_metastasis", f"of metastases the report says {spread.status}: {clause[:80]!r}"
         )
-    elif not denied and spread.status != "present":
+    elif seen and spread.status != "present":
         yield _fault("contradicts_metastasis", f"the report has no metastases: {clause[:80]!r}")
     stray = sites_in(clause) - set(spread.sites) - ({features.lesion.organ} if features.lesion else set())
-    if not denied and stray:
+    if seen and stray:
         yield _fault(
             "contradicts_metastasis",
             f"the report has no metastases of {', '.join(sorted(stray))}: {clause[:80]!r}",
@@ -210,13 +225,12 @@ def _about_spread(clause: str, features: Features) -> Iterator[Fault]:
 
 
 def _about_tumor(clause: str, features: Features) -> Iterator[Fault]:
-    lesion, denied = features.lesion, DENIED.search(clause) is not None
-    mentions = match_organs(clause)
+    lesion, mentions = features.lesion, match_organs(clause)
     if lesion is None:
-        if MASS.search(clause) and not denied and not _BENIGN.search(clause):
+        if any(claimed(MASS, clause)) and not _BENIGN.search(clause):
             yield _fault("tumor_invented", f"the report sees no tumor: {clause[:80]!r}")
         return
-    yield from _organs(clause, features, lesion, mentions, denied)
+    yield from _organs(clause, features, lesion, mentions)
     if _BENIGN.search(clause):
         return
     yield from _invasion(clause, features, lesion, mentions)
@@ -233,21 +247,19 @@ def _about_tumor(clause: str, features: Features) -> Iterator[Fault]:
             yield _fault("contradicts_size", f"the report says {lesion.size_mm} mm: {clause[:80]!r}")
 
 
-def _organs(
-    clause: str, features: Features, lesion: Lesion, mentions: Sequence[Mention], denied: bool
-) -> Iterator[Fault]:
-    named = {each.organ for each in mentions}
+def _organs(clause: str, features: Features, lesion: Lesion, mentions: Sequence[Mention]) -> Iterator[Fault]:
+    named, some_denied = {each.organ for each in mentions}, DENIED.search(clause) is not None
     if _DENIED_MASS.search(clause) and (lesion.organ in named or not named):
         yield _fault("tumor_denied", f"the report sees a tumor of the {lesion.organ}: {clause[:80]!r}")
     stray = named - features.known_organs() - set(features.spread.sites)
-    if stray and not denied:
+    if stray and not some_denied:
         yield _fault(
             "invented_organ", f"the report has nothing in {', '.join(sorted(stray))}: {clause[:80]!r}"
         )
-    claims = MASS.search(clause) and not denied and not _BENIGN.search(clause)
+    claims = any(claimed(MASS, clause)) and not _BENIGN.search(clause)
     if claims and named & set(FIVE) and lesion.organ not in named and not INVADES.search(clause):
         yield _fault("wrong_organ", f"the tumor's organ is {lesion.organ}: {clause[:80]!r}")
-    if denied or _BENIGN.search(clause) or lesion.location is None:
+    if some_denied or _BENIGN.search(clause) or lesion.location is None:
         return
     parts = {each.substructure for each in mentions if each.organ == lesion.organ and each.substructure}
     if parts and lesion.location not in parts:
@@ -264,12 +276,11 @@ def _invasion(
     clause: str, features: Features, lesion: Lesion, mentions: Sequence[Mention]
 ) -> Iterator[Fault]:
     invades, pushes = INVADES.search(clause), PUSHES.search(clause)
-    denied = DENIED.search(clause) is not None
-    if invades and not denied:
+    if invades and not denied(clause, invades):
         after = {each.organ for each in mentions if each.start >= invades.start()} - {lesion.organ}
         if after - set(features.neighbors.invaded):
             yield _fault("invented_invasion", f"the report has no such invasion: {clause[:80]!r}")
-    if invades and denied and features.neighbors.invaded and not pushes:
+    if invades and denied(clause, invades) and features.neighbors.invaded and not pushes:
         yield _fault("contradicts_invasion", f"the report has invasion: {clause[:80]!r}")
     if pushes:
         moved = {each.organ for each in mentions} - {lesion.organ}

@@ -20,7 +20,7 @@ from langgraph.graph import END, START, StateGraph
 
 from tumorchain_agent.errors import DataError, LabelMapError, ScanError, SegmentationError
 from tumorchain_agent.tools.organs import FIVE, display_name
-from tumorchain_agent.training.engine.agreement import check_agreement, check_reports
+from tumorchain_agent.training.engine.agreement import check_agreement, check_differences, check_reports
 from tumorchain_agent.training.engine.calls import Caller
 from tumorchain_agent.training.engine.cases import Case, organs_in
 from tumorchain_agent.training.engine.config import EngineConfig
@@ -149,6 +149,7 @@ class Engine:
         if lesion and present is not None and lesion.organ not in present:
             text = f"the label map lacks the {lesion.organ}, in which the report sees a tumor"
             raise self._aside(state, "segmenter", [Fault(kind="organ_not_in_scan", message=text)])
+        state["desk"].tally.note("summarizer", check_differences(found, self.graph))
         wanted = wanted_of(found, self.config.forms, state["case"].key, FIVE if present is None else present)
         return State(wanted=wanted)
 
@@ -171,7 +172,8 @@ class Engine:
     async def calibrate(self, state: State) -> State:
         """Check the chain mechanically, then by the expert; send it back in one of two ways, drawn by the case."""
         chain, features = state["chain"], state["extraction"].features
-        faults = check_chain(chain, features, self.graph, state["triples"])
+        specimen = state["extraction"].pathology if state["returns"] else None
+        faults = check_chain(chain, features, self.graph, state["triples"], specimen)
         cause = faults[0].message if faults else None
         if not faults:
             given = {**self._given(state), "chain": chain.model_dump(mode="json")}

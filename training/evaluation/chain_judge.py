@@ -26,7 +26,8 @@ from tumorchain_agent.training.evaluation.chains import (
     judge_chain,
     mean_score,
 )
-from tumorchain_agent.training.evaluation.semantic import ATTEMPTS, json_in, say
+from tumorchain_agent.training.evaluation.semantic import ATTEMPTS, say
+from tumorchain_agent.training.replies import json_in
 
 if TYPE_CHECKING:
     from langchain_core.language_models import BaseChatModel

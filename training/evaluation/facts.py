@@ -132,10 +132,14 @@ def finding_spans(sentence: str) -> list[tuple[int, int]]:
     return found
 
 
-def negated(lower: str, place: int) -> bool:
-    """Is there a "no" before a place, with no turn between; or a "not" shortly after it ("is not enlarged")?"""
-    before = lower[:place]
+def denied_before(before: str) -> bool:
+    """Is there a "no" in the lower-case words before a finding, with no turn between?"""
     turns = [turn.end() for turn in _TURN.finditer(before)]
-    if _NO.search(before[turns[-1] if turns else 0 :]):
+    return _NO.search(before[turns[-1] if turns else 0 :]) is not None
+
+
+def negated(lower: str, place: int) -> bool:
+    """Is a finding denied before its place; or by a "not" shortly after it ("is not enlarged")?"""
+    if denied_before(lower[:place]):
         return True
     return bool(_NOT_AFTER.match(lower[place:]))

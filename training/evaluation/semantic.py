@@ -6,14 +6,13 @@ contradicted. What a judge can't tell is unscored, never right or wrong.
 
 from __future__ import annotations
 
-import json
-import re
 from collections.abc import Mapping, Sequence
-from typing import TYPE_CHECKING, Any, Final, Protocol
+from typing import TYPE_CHECKING, Final, Protocol
 
 from tumorchain_agent.training.evaluation.meaning import same_meaning
 from tumorchain_agent.training.evaluation.runner import Item, Line
 from tumorchain_agent.training.evaluation.scoring import points
+from tumorchain_agent.training.replies import json_in
 
 if TYPE_CHECKING:
     from langchain_core.language_models import BaseChatModel
@@ -67,16 +66,6 @@ async def say(chat_model: BaseChatModel, prompt: str) -> str:
     from tumorchain_agent.graph.llm import generate
 
     return (await generate(chat_model, [HumanMessage(content=prompt)], lambda _: None)).text
-
-
-def json_in(text: str) -> dict[str, Any]:
-    """The JSON object in a reply, in a code fence or not; empty when there is none."""
-    found = re.search(r"\{.*\}", re.sub(r"<think>.*?</think>", "", text, flags=re.DOTALL), re.DOTALL)
-    try:
-        value = json.loads(found[0]) if found else {}
-    except ValueError:
-        return {}
-    return value if isinstance(value, dict) else {}
 
 
 async def judge_open(

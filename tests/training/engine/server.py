@@ -24,6 +24,8 @@ class Said:
     status: int = 200
     headers: dict[str, str] = field(default_factory=dict)
     breaks_off: bool = False
+    code: str | None = None
+    """Of an error, as OpenAI gives it."""
 
 
 Tamper = Callable[[Ask, Said], Said]
@@ -115,9 +117,8 @@ class _Handler(BaseHTTPRequestHandler):
         }
         usage["total_tokens"] = sum(usage.values())
         if said.status != 200:
-            self._send(
-                said.status, json.dumps({"error": {"message": said.text, "type": "error"}}), said.headers
-            )
+            error = {"message": said.text, "type": "error", "code": said.code}
+            self._send(said.status, json.dumps({"error": error}), said.headers)
         elif request.get("stream"):
             self._stream(said, request["model"], usage)
         elif said.breaks_off:

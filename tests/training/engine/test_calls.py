@@ -46,6 +46,7 @@ class First:
 @pytest.fixture(autouse=True)
 def _short_waits(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("tumorchain_agent.training.engine.calls._FIRST_WAIT_S", 0.01)
+    monkeypatch.setattr("tumorchain_agent.training.engine.calls._LONGEST_WAIT_S", 0.05)
 
 
 @pytest.mark.slow
@@ -98,6 +99,49 @@ def test_rate_limits_without_end_do_not_use_up_the_retries(tmp_path: Path) -> No
     _, finished = go(tmp_path, limit, model_options={"retries": 1})
     assert finished.paid.limited == 20
     assert finished.statistics.set_aside == 0
+
+
+async def ask_once(url: str, folder: Path) -> Caller:
+    with open_store(folder) as store:
+        async with open_caller(store) as caller:
+            await caller.ask("calibrator", model(url), TURNS)
+            return caller
+
+
+def test_a_limit_without_a_pause_is_backed_off_from_said_once_a_pause_and_ends(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.setattr("tumorchain_agent.training.engine.calls.MAX_LIMITED_S", 0.2)
+    limit = First(40, lambda said: Said("slow down", status=429, headers={"Retry-After": "0"}))
+    server = ModelServer(Experts({"x": TRUTHS[0]}), limit)
+    with serving(server), pytest.raises(ChatModelError, match="slow down"):
+        anyio.run(ask_once, server.url, tmp_path)
+    assert server.asked == 6
+    pauses = [each.getMessage() for each in caplog.records if "limited, waiting" in each.getMessage()]
+    assert len(pauses) == server.asked - 1
+    assert all("slow down" in each for each in pauses)
+
+
+def test_a_used_up_quota_ends_at_once_and_names_the_model_and_what_to_do(tmp_path: Path) -> None:
+    limit = First(40, lambda said: Said("exceeded", status=429, code="insufficient_quota"))
+    server = ModelServer(Experts({"x": TRUTHS[0]}), limit)
+    with serving(server), pytest.raises(ChatModelError, match=r"quota for scripted is used up.*pay") as told:
+        anyio.run(ask_once, server.url, tmp_path)
+    assert server.asked == 1
+    assert "\n" not in str(told.value)
+
+
+def test_thoughts_of_a_reasoning_model_are_not_taken_for_its_answer(tmp_path: Path) -> None:
+    thoughts = '<think>The shape is {"consistent": true|false}. I\'m sorry, no.</think>\n'
+
+    def think(ask: Ask, said: Said) -> Said:
+        return Said(
+            f"{thoughts.removeprefix('<think>') if ask.expert == 'reasoner' else thoughts}{said.text}"
+        )
+
+    _, finished = go(tmp_path, think)
+    assert finished.statistics.set_aside == 0
+    assert not any(outcome.caught for outcome in outcomes(tmp_path / "out"))
 
 
 def test_no_more_calls_are_in_flight_than_allowed(tmp_path: Path) -> None:

@@ -89,8 +89,8 @@ def test_neighbors_are_organs_of_table_10_or_parts(graph: KnowledgeGraph) -> Non
 @pytest.mark.parametrize(
     ("organ", "measured", "open_"),
     [
-        ("pancreas", Measured(size_mm=30, vascular=False), {"T2"}),
-        ("pancreas", Measured(size_mm=30), {"T2", "T4"}),
+        ("pancreas", Measured(size_mm=30, vascular=False), {"Tis", "T2"}),
+        ("pancreas", Measured(size_mm=30), {"Tis", "T2", "T4"}),
         ("liver", Measured(size_mm=30, count="solitary", vascular=False, invasion=False), {"T1b"}),
         ("liver", Measured(size_mm=60, count="multiple", vascular=False, invasion=False), {"T3"}),
         ("colorectum", Measured(invasion=False), {"Tis", "T1", "T2", "T3", "T4a"}),
