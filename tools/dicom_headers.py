@@ -87,6 +87,11 @@ def undecodable(path: Path) -> ScanError:
     return ScanError(f"{path.name} has pixels that can't be decoded; copy or export the series again")
 
 
+def code_string(text: str) -> str:
+    """A modality as a header may hold it: capitals, digits, 16 of them; what else stands there is a ``?``."""
+    return re.sub(r"[^A-Z0-9_ ]", "?", text.strip(" \0").upper())[:16]
+
+
 @contextmanager
 def quiet_itk() -> Iterator[None]:
     """ITK warns on stderr about every oddity of a header; what matters is checked here."""
@@ -140,19 +145,21 @@ def _read_header(path: Path) -> list[Slice] | str | None:
     def tag(key: str) -> str:
         return reader.GetMetaData(key).strip(" \0") if reader.HasMetaDataKey(key) else ""
 
-    modality = tag("0008|0060")
+    modality = code_string(tag("0008|0060"))
     size = reader.GetSize()
     if modality in _OTHER:
         return modality
     if tag("0008|0016") in ENHANCED_CT:
         return _frames(path)
     if len(size) > 2 and size[2] > 1:
+        if modality not in ("CT", ""):
+            return f"multi-frame {modality} image"
         raise ScanError(
             f"{path.name} is a multi-frame DICOM ({format_shape(size)}) but no enhanced CT; "
             "convert it to NIfTI first, e.g. with dcm2niix"
         )
     if reader.GetNumberOfComponents() != 1 or not tag("0020|0032") or not tag("0020|0037"):
-        return "picture"
+        return f"{modality} picture".lstrip()
     spacing = reader.GetSpacing()
     found = Slice(
         path=path,
