@@ -59,7 +59,7 @@ def read_dicom(path: Path, *, volume: int | None, max_voxels: int) -> StoredVolu
     Raises ScanError for no CT series, several series, missing, damaged or doubled slices.
     """
     with dicom_folder(path, 4 * max_voxels) as folder:
-        stack, notices = find_stack(folder, path.name, volume)
+        stack, notices = find_stack(folder, path.name, volume, 4 * max_voxels)
         affine = stack_affine(stack, path.name)
         if np.prod(stack.shape, dtype=object) > max_voxels:
             raise ScanError(
@@ -74,7 +74,7 @@ def read_dicom(path: Path, *, volume: int | None, max_voxels: int) -> StoredVolu
 def list_series(path: Path, *, max_voxels: int) -> list[Stack]:
     """The stacks that ``volume`` counts, in a folder or zip. Raises ScanError for none."""
     with dicom_folder(path, 4 * max_voxels) as folder:
-        return _stacks(read_headers(folder, path.name)[0], path.name)
+        return _stacks(read_headers(folder, path.name, 4 * max_voxels)[0], path.name)
 
 
 def pick_series(path: Path, wanted: str, *, max_voxels: int) -> int:
@@ -90,9 +90,14 @@ def pick_series(path: Path, wanted: str, *, max_voxels: int) -> int:
     return found[0]
 
 
-def find_stack(folder: Path, name: str, volume: int | None) -> tuple[Stack, tuple[Notice, ...]]:
-    """The only stack below ``folder``, or the one of that index, with a notice of what was left out."""
-    slices, skipped = read_headers(folder, name)
+def find_stack(
+    folder: Path, name: str, volume: int | None, max_bytes: int
+) -> tuple[Stack, tuple[Notice, ...]]:
+    """The only stack below ``folder``, or the one of that index, with a notice of what was left out.
+
+    Deflated files may unpack to ``max_bytes`` in all.
+    """
+    slices, skipped = read_headers(folder, name, max_bytes)
     stacks = _stacks(slices, name)
     if volume is not None and volume >= len(stacks):
         raise ScanError(f"{name} is DICOM and has no volume {volume} {_choice(stacks)}")
