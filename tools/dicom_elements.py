@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 import struct
+import zlib
 from dataclasses import dataclass
 from pathlib import Path
-from typing import BinaryIO, Final
+from typing import IO, Final
+
+from tumorchain_agent.tools.dicom_inflate import InflateBudget
 
 _PREAMBLE: Final = 132
 _IMPLICIT, _BIG, _DEFLATED = b"1.2.840.10008.1.2", b"1.2.840.10008.1.2.2", b"1.2.840.10008.1.2.1.99"
@@ -32,10 +35,11 @@ class _Element:
     length: int
 
 
-def elements_fit(path: Path) -> bool:
-    """Whether every element, those of sequences included, ends within the file.
+def elements_fit(path: Path, budget: InflateBudget) -> bool:
+    """Whether there are elements behind the meta header, and all, those of sequences included, end within the file.
 
-    Files without a preamble are taken as implicit little endian, deflated ones as good. Raises OSError.
+    Files without a preamble are taken as implicit little endian. Deflated elements are inflated within ``budget``
+    and walked too. Raises OSError, and ScanError where they exceed the budget.
     """
     with path.open("rb") as file:
         start = file.read(_PREAMBLE)
@@ -45,18 +49,29 @@ def elements_fit(path: Path) -> bool:
             walk.explicit = False
         try:
             walk.elements(walk.size, 0)
-        except (_BrokenError, struct.error):
+            if walk.deflated:
+                _walk_inflated(file, path, budget)
+        except (_BrokenError, struct.error, zlib.error):
             return False
-    return True
+    return not walk.meta
+
+
+def _walk_inflated(file: IO[bytes], path: Path, budget: InflateBudget) -> None:
+    inner = budget.inflate(file, path)
+    walk = _Walk(inner, inner.getbuffer().nbytes)
+    walk.meta = False
+    walk.elements(walk.size, 0)
 
 
 class _Walk:
     """Reads tags and lengths, and skips values."""
 
-    def __init__(self, file: BinaryIO, size: int) -> None:
+    def __init__(self, file: IO[bytes], size: int) -> None:
         self.file, self.size = file, size
         self.explicit, self.order = True, "<"
         self.meta, self.syntax = True, b""
+        self.deflated = False
+        """Met the end of the meta header, with the file there, and the rest is deflated."""
         self.seen = 0
 
     def elements(self, end: int, depth: int) -> None:
@@ -85,6 +100,7 @@ class _Walk:
             self._after_meta()
         self.file.seek(at)
         if not self.meta and self.syntax == _DEFLATED:
+            self.deflated = True
             return None
         group, number = struct.unpack(f"{self.order}HH", self.file.read(4))
         if group == 0xFFFE or not (self.explicit or self.meta):

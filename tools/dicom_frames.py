@@ -10,7 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from tumorchain_agent.errors import ScanError
-from tumorchain_agent.tools.dicom_headers import Slice, undecodable
+from tumorchain_agent.tools.dicom_headers import Slice, code_string, undecodable
 
 UNREADABLE = (
     AttributeError,
@@ -91,7 +91,7 @@ def _frame(path: Path, dataset: Any, shared: Any, own: Any, index: int) -> Slice
         path=path,
         series=str(dataset.get("SeriesInstanceUID", "")),
         number=str(dataset.get("SeriesNumber", "") or ""),
-        modality=str(dataset.get("Modality", "")),
+        modality=code_string(str(dataset.get("Modality", "") or "")),
         localizer="LOCALIZER" in str(getattr(kind, "FrameType", "")).upper(),
         size=(int(dataset.Columns), int(dataset.Rows)),
         spacing=(float(measures.PixelSpacing[1]), float(measures.PixelSpacing[0])),

@@ -16,11 +16,18 @@ from numpy.typing import NDArray
 
 from tumorchain_agent.errors import ScanError
 from tumorchain_agent.tools.dicom_elements import elements_fit
-from tumorchain_agent.tools.dicom_zip import MAX_FILES
+from tumorchain_agent.tools.dicom_inflate import InflateBudget
+from tumorchain_agent.tools.dicom_zip import MAX_FILES, NO_IMAGES
 from tumorchain_agent.tools.grid import format_shape
 
 _IMAGE_STORAGE = re.compile(rb"1\.2\.840\.10008\.5\.1\.4\.1\.1\.([\d.]+)")
-"""The storage class in a file's meta header; 2 is CT, 4 is MR."""
+"""The storage class in a file's meta header."""
+_SLICES: Final = (b"2", b"2.1", b"2.2", b"4")
+"""Of them CT, enhanced CT, CT converted to it, and MR."""
+_ANY_CLASS = re.compile(rb"\x02\0\x02\0UI..[\d.]+[\0\x02 ]", re.DOTALL)
+"""The same element of any class, whole."""
+_NAMED: Final = ("dcm", "ima")
+_START: Final = 4096
 _OTHER: Final = ("SEG", "RTDOSE", "PR", "SR", "OT", "SC")
 ENHANCED_CT: Final = ("1.2.840.10008.5.1.4.1.1.2.1", "1.2.840.10008.5.1.4.1.1.2.2")
 """Enhanced CT, and classic CT converted to it: many frames in one file."""
@@ -60,18 +67,27 @@ class Slice:
         return (self.series, self.size, np.round(self.spacing, 4).tobytes(), orientation.tobytes())
 
 
-def read_headers(folder: Path, name: str) -> tuple[list[Slice], list[str]]:
-    """All images below ``folder``, and the kinds of what else was found. Raises ScanError for no image."""
+def read_headers(folder: Path, name: str, max_bytes: int) -> tuple[list[Slice], list[str]]:
+    """All images below ``folder``, and the kinds of what else was found; deflated files inflate to ``max_bytes``.
+
+    Raises ScanError for no image, and for a file that an interrupted copy left where a slice should be.
+    """
     slices: list[Slice] = []
     skipped: list[str] = []
+    hollow: list[Path] = []
+    budget = InflateBudget(max_bytes)
     with quiet_itk():
         for path in _files(folder, name):
-            if _may_be_dicom(path):
-                entry = _read_header(path)
+            start = _start(path)
+            if _is_hollow(path, start):
+                hollow.append(path)
+            elif _may_be_dicom(path, start):
+                entry = _read_header(path, budget)
                 if isinstance(entry, list):
                     slices += entry
                 elif entry:
                     skipped.append(entry)
+    skipped += _no_slices(hollow, slices)
     if not slices:
         what = f"only {count_text(skipped)}" if skipped else "no DICOM image"
         raise ScanError(f"{name} holds {what}; pass the folder of one CT series, or a .nii.gz file")
@@ -85,6 +101,18 @@ def count_text(kinds: list[str]) -> str:
 
 def undecodable(path: Path) -> ScanError:
     return ScanError(f"{path.name} has pixels that can't be decoded; copy or export the series again")
+
+
+def interrupted(path: Path) -> ScanError:
+    return ScanError(
+        f"{path.name} is empty, cut off or no DICOM, as after an interrupted copy; "
+        "copy the series again, or remove the file if it is no slice"
+    )
+
+
+def code_string(text: str) -> str:
+    """A modality as a header may hold it: capitals, digits, 16 of them; what else stands there is a ``?``."""
+    return re.sub(r"[^A-Z0-9_ ]", "?", text.strip(" \0").upper())[:16]
 
 
 @contextmanager
@@ -108,51 +136,76 @@ def _files(folder: Path, name: str) -> Iterator[Path]:
             count += 1
             if count > MAX_FILES:
                 raise ScanError(f"{name} holds more than {MAX_FILES} files; pass the folder of one series")
-            if not file.startswith((".", "DICOMDIR")):
+            if not file.startswith(NO_IMAGES):
                 yield Path(parent, file)
 
 
-def _may_be_dicom(path: Path) -> bool:
-    """By the preamble; without one, only files named like DICOM are tried."""
+def _start(path: Path) -> bytes:
     try:
         with path.open("rb") as file:
-            start = file.read(132)
+            return file.read(_START)
     except OSError as cause:
         raise ScanError(f"{path.name} can't be read ({cause.strerror}); check its permissions") from cause
-    bare = path.suffix.lower() in (".dcm", ".ima", "") and len(start) == 132
-    return start[128:] == b"DICM" or bare
 
 
-def _read_header(path: Path) -> list[Slice] | str | None:
+def _may_be_dicom(path: Path, start: bytes) -> bool:
+    """By the preamble; without one, only files named like DICOM are tried."""
+    bare = path.suffix.lower() in (".dcm", ".ima", "") and len(start) >= 132
+    return start[128:132] == b"DICM" or bare
+
+
+def _is_hollow(path: Path, start: bytes) -> bool:
+    """Nothing, zeros, or less than a DICOM preamble and no text: what an interrupted copy leaves."""
+    short = len(start) < 132 and (b"\0" in start or _ending(path) in _NAMED)
+    return short or not start.strip(b"\0")
+
+
+def _ending(path: Path) -> str:
+    """The suffix's letters: none for a file named by its UID, the same for ``.I001`` and ``.I002``."""
+    return re.sub(r"[^a-z]", "", path.suffix.lower())
+
+
+def _no_slices(hollow: list[Path], slices: list[Slice]) -> list[str]:
+    """The kinds of hollow files that were no slices. Raises ScanError for one named as slices are, here or anywhere."""
+    images = {(item.path.parent, _ending(item.path)) for item in slices}
+    for path in hollow:
+        if _ending(path) in _NAMED or (path.parent, _ending(path)) in images:
+            raise interrupted(path)
+    return ["empty file" for path in hollow if not _ending(path)]
+
+
+def _read_header(path: Path, budget: InflateBudget) -> list[Slice] | str | None:
     """Slices, the kind of another DICOM object, or ``None`` for a file that isn't DICOM."""
     sitk: Any = import_module("SimpleITK")
 
-    if not elements_fit(path):
-        return _kind_without_pixels(path)
+    if not elements_fit(path, budget):
+        return _kind_without_pixels(path, whole=False)
     reader = sitk.ImageFileReader()
     reader.SetImageIO("GDCMImageIO")
     reader.SetFileName(str(path))
     try:
         reader.ReadImageInformation()
     except RuntimeError:
-        return _kind_without_pixels(path)
+        return _kind_without_pixels(path, whole=True)
 
     def tag(key: str) -> str:
         return reader.GetMetaData(key).strip(" \0") if reader.HasMetaDataKey(key) else ""
 
-    modality = tag("0008|0060")
+    modality = code_string(tag("0008|0060"))
     size = reader.GetSize()
     if modality in _OTHER:
         return modality
     if tag("0008|0016") in ENHANCED_CT:
         return _frames(path)
     if len(size) > 2 and size[2] > 1:
+        if modality not in ("CT", ""):
+            return f"multi-frame {modality} image"
         raise ScanError(
             f"{path.name} is a multi-frame DICOM ({format_shape(size)}) but no enhanced CT; "
             "convert it to NIfTI first, e.g. with dcm2niix"
         )
     if reader.GetNumberOfComponents() != 1 or not tag("0020|0032") or not tag("0020|0037"):
-        return "picture"
+        return f"{modality} picture".lstrip()
     spacing = reader.GetSpacing()
     found = Slice(
         path=path,
@@ -175,12 +228,17 @@ def _frames(path: Path) -> list[Slice]:
     return read_frames(path)
 
 
-def _kind_without_pixels(path: Path) -> str | None:
-    with path.open("rb") as file:
-        start = file.read(1024)
-    if start[128:132] != b"DICM":
-        return None
-    storage = _IMAGE_STORAGE.search(start)
-    if storage and storage[1] in (b"2", b"4"):
+def _kind_without_pixels(path: Path, *, whole: bool) -> str | None:
+    """Raises ScanError for a slice, for what is cut off before it says what it is, and for a ``.dcm`` that is none."""
+    start = _start(path)[:1024]
+    storage = _IMAGE_STORAGE.search(start) if b"\0" in start else None
+    if storage and storage[1] in _SLICES:
         raise undecodable(path)
-    return "object without pixels"
+    has_preamble = start[128:132] == b"DICM"
+    if has_preamble and not whole and not _ANY_CLASS.search(start):
+        raise interrupted(path)
+    if has_preamble or storage or start[:2] == b"\x08\0":
+        return "object without pixels"
+    if _ending(path) in _NAMED:
+        raise interrupted(path)
+    return None

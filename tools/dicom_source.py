@@ -68,7 +68,7 @@ def open_source(path: Path, volume: int | None, ct: CT, *, max_bytes: int = 2**3
         return _from_voxels(ct)
     pydicom_or_remedy("DICOM output")
     with dicom_folder(path, max_bytes) as folder:
-        stack, _ = find_stack(folder, path.name, volume)
+        stack, _ = find_stack(folder, path.name, volume, max_bytes)
         affine = stack_affine(stack, path.name)
         headers = _headers(stack, grid.spacing(affine)[2])
         if stack.first.frame is not None:

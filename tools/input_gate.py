@@ -82,9 +82,11 @@ def _modality(ct: CT, coarse: _Coarse) -> GateItem:
     why = (
         f"{100 * air:.0f} % of the surroundings have the HU of air, {100 * fat:.0f} % of the body that of fat"
     )
-    known = ct.info.source_format == "dicom"
+    unknown = any(notice.code == "modality_unknown" for notice in ct.info.notices)
+    known = ct.info.source_format == "dicom" and not unknown
     confidence = 0.5 + 0.3 * min(air / 0.5, 1.0) + 0.2 * min(fat / 0.02, 1.0)
     why += "; the DICOM header says CT" if known else ""
+    why += "; the DICOM header doesn't say its modality" if unknown else ""
     return GateItem(value="CT", confidence=round(max(confidence, 0.95 if known else 0.0), 2), why=why)
 
 

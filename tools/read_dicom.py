@@ -55,11 +55,11 @@ def read_dicom(path: Path, *, volume: int | None, max_voxels: int) -> StoredVolu
     """The CT series below a folder or in a zip as [column, row, slice] float32 HU with its RAS affine.
 
     ``volume`` picks one of several series, from 0 in the order of ``list_series``. Other objects (SEG,
-    RTSTRUCT, reports), localizers and single pictures are left out with a notice. Raises ScanError for no
-    series, several series, missing or doubled slices.
+    RTSTRUCT, reports), images of other modalities, localizers and single pictures are left out with a notice.
+    Raises ScanError for no CT series, several series, missing, damaged or doubled slices.
     """
     with dicom_folder(path, 4 * max_voxels) as folder:
-        stack, notices = find_stack(folder, path.name, volume)
+        stack, notices = find_stack(folder, path.name, volume, 4 * max_voxels)
         affine = stack_affine(stack, path.name)
         if np.prod(stack.shape, dtype=object) > max_voxels:
             raise ScanError(
@@ -67,13 +67,14 @@ def read_dicom(path: Path, *, volume: int | None, max_voxels: int) -> StoredVolu
                 "resample it, or raise TUMORCHAIN_MAX_SCAN_VOXELS"
             )
         tilt = _tilt_notice(affine, path.name)
-        return StoredVolume(_pixels(stack), affine, notices=(*notices, *tilt))
+        unknown = _modality_notice(stack, path.name)
+        return StoredVolume(_pixels(stack), affine, notices=(*notices, *unknown, *tilt))
 
 
 def list_series(path: Path, *, max_voxels: int) -> list[Stack]:
     """The stacks that ``volume`` counts, in a folder or zip. Raises ScanError for none."""
     with dicom_folder(path, 4 * max_voxels) as folder:
-        return _stacks(read_headers(folder, path.name)[0], path.name)
+        return _stacks(read_headers(folder, path.name, 4 * max_voxels)[0], path.name)
 
 
 def pick_series(path: Path, wanted: str, *, max_voxels: int) -> int:
@@ -89,9 +90,14 @@ def pick_series(path: Path, wanted: str, *, max_voxels: int) -> int:
     return found[0]
 
 
-def find_stack(folder: Path, name: str, volume: int | None) -> tuple[Stack, tuple[Notice, ...]]:
-    """The only stack below ``folder``, or the one of that index, with a notice of what was left out."""
-    slices, skipped = read_headers(folder, name)
+def find_stack(
+    folder: Path, name: str, volume: int | None, max_bytes: int
+) -> tuple[Stack, tuple[Notice, ...]]:
+    """The only stack below ``folder``, or the one of that index, with a notice of what was left out.
+
+    Deflated files may unpack to ``max_bytes`` in all.
+    """
+    slices, skipped = read_headers(folder, name, max_bytes)
     stacks = _stacks(slices, name)
     if volume is not None and volume >= len(stacks):
         raise ScanError(f"{name} is DICOM and has no volume {volume} {_choice(stacks)}")
@@ -102,15 +108,32 @@ def find_stack(folder: Path, name: str, volume: int | None) -> tuple[Stack, tupl
 
 
 def _stacks(slices: list[Slice], name: str) -> list[Stack]:
-    kept = [item for item in slices if item.modality == "CT" and not item.localizer]
-    kept = kept or [item for item in slices if not item.localizer] or slices
     groups: dict[tuple[object, ...], list[Slice]] = {}
-    for item in kept:
+    for item in _ct_images(slices, name):
         groups.setdefault(item.group, []).append(item)
     found = [part for group in groups.values() if len(group) > 1 for part in _phases(group)]
     if not found:
         raise ScanError(f"{name} holds single slices only; pass the folder of one CT series")
     return _named(found)
+
+
+def _ct_images(slices: list[Slice], name: str) -> list[Slice]:
+    """Those of CT, else those that don't say what they are of; localizers where there is nothing else."""
+    images = [item for item in slices if not item.localizer] or slices
+    for modality in ("CT", ""):
+        if found := [item for item in images if item.modality == modality]:
+            return found
+    kinds = count_text([f"{item.modality} image" for item in images])
+    raise ScanError(
+        f"{name} holds no CT, but {kinds}, by the Modality of their headers; pass the folder of one CT series"
+    )
+
+
+def _modality_notice(stack: Stack, name: str) -> tuple[Notice, ...]:
+    if stack.first.modality:
+        return ()
+    text = f"{name} doesn't say its modality; it is read as CT, and HU and findings hold only if it is one"
+    return (Notice(code="modality_unknown", message=text),)
 
 
 def _phases(group: list[Slice]) -> list[list[Slice]]:

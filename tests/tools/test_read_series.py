@@ -16,6 +16,7 @@ from tests.tools.dicom_case import GRIDS, UIDS, Case, make_case, provenance
 from tumorchain_agent.cli import main
 from tumorchain_agent.errors import ScanError
 from tumorchain_agent.tools.dicom_source import open_source
+from tumorchain_agent.tools.input_gate import inspect_input
 from tumorchain_agent.tools.read_dicom import list_series, pick_series
 from tumorchain_agent.tools.read_seg import read_seg
 from tumorchain_agent.tools.scan import open_ct
@@ -119,6 +120,69 @@ def test_a_series_of_a_nifti_is_refused(
     scan = write_nifti(rounded(case), case.affine)
     assert main(["ask", str(scan), "Is there a tumor?", "--series", "1"]) == 2
     assert "--series is for a DICOM folder or zip" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("modality", ["MR", "PT", "US", "mr", "M\nR"])
+def test_a_series_that_is_no_ct_is_refused_by_its_modality(
+    modality: str, case: Case, write_dicom: WriteDicom
+) -> None:
+    folder = write_dicom(rounded(case), case.affine, "other", tags={"0008|0060": modality})
+    shown = modality.upper().replace("\n", "?")
+    with pytest.raises(ScanError, match="pass the folder of one CT series") as caught:
+        open_ct(folder)
+    told = "only 18 × US picture" if modality == "US" else f"no CT, but 18 × {shown} image"
+    assert f"other holds {told}" in str(caught.value)
+    assert "\n" not in str(caught.value)
+    with pytest.raises(ScanError, match="other holds"):
+        list_series(folder, max_voxels=MANY)
+
+
+@pytest.mark.parametrize("modality", ["MR", "PT", ""])
+def test_the_ct_is_chosen_among_series_of_other_modalities(
+    modality: str, case: Case, write_dicom: WriteDicom
+) -> None:
+    write_dicom(rounded(case), case.affine, "both/ct")
+    write_dicom(rounded(case) + 9, case.affine, "both/other", series="1.2.9", tags={"0008|0060": modality})
+    ct = open_ct(case.folder.parent / "both")
+    assert ct.scan_id == case.ct.scan_id
+    (notice,) = ct.info.notices
+    assert f"left out 18 × single {modality or 'DICOM'} image" in notice.message
+    assert inspect_input(ct).modality.why.endswith("the DICOM header says CT")
+
+
+def test_localizers_of_a_ct_beside_an_mr_are_no_ct(case: Case, write_dicom: WriteDicom) -> None:
+    localizer = {"0008|0008": "ORIGINAL\\PRIMARY\\LOCALIZER"}
+    write_dicom(rounded(case), case.affine, "both/ct", tags=localizer)
+    write_dicom(rounded(case), case.affine, "both/mr", series="1.2.9", tags={"0008|0060": "MR"})
+    with pytest.raises(ScanError, match="holds no CT, but 18 × MR image"):
+        open_ct(case.folder.parent / "both")
+
+
+def test_a_series_that_does_not_say_its_modality_is_read_and_nobody_claims_that_it_is_ct(
+    case: Case, write_dicom: WriteDicom
+) -> None:
+    folder = write_dicom(rounded(case), case.affine, "unknown", tags={"0008|0060": ""})
+    ct = open_ct(folder)
+    assert ct.scan_id == case.ct.scan_id
+    assert [notice.code for notice in ct.info.notices] == ["modality_unknown"]
+    told, known = inspect_input(ct).modality, inspect_input(case.ct).modality
+    assert told.why.endswith("the DICOM header doesn't say its modality")
+    assert "says CT" in known.why
+    assert told.confidence <= known.confidence
+
+
+@pytest.mark.parametrize(("modality", "told"), [("MR", "1 × multi-frame MR image"), ("CT", "no enhanced CT")])
+def test_a_multi_frame_file_of_another_kind_is_told_by_its_modality(
+    modality: str, told: str, tmp_path: Path
+) -> None:
+    pydicom: Any = pytest.importorskip("pydicom", reason="the extra dicom is not installed")
+    example: Any = import_module("pydicom.examples")
+    dataset = pydicom.dcmread(example.get_path("rt_dose"))
+    dataset.Modality = modality
+    (tmp_path / "other").mkdir()
+    dataset.save_as(tmp_path / "other" / "all.dcm")
+    with pytest.raises(ScanError, match=told):
+        open_ct(tmp_path / "other")
 
 
 def test_gantry_tilt_is_named_with_its_angle(write_dicom: WriteDicom) -> None:
