@@ -44,13 +44,15 @@ async def ask(
     on_event: OnEvent | None = None,
     volume: int | None = None,
     zoom: bool | None = None,
+    checkpoint_id: str | None = None,
 ) -> Answer:
     """Reason about a scan (paper 3.2) and return the answer with all that it rests on.
 
     ``scan`` and ``masks`` are paths on the MCP server's machine. With ``checkpoint_db`` a run that was cut
     off, even by kill −9, goes on where it stopped, and a question that was answered before is answered from
     there; ``fresh`` forgets what was. Rounds that are not run again come as events marked ``replayed``.
-    ``zoom`` is as the checkpoint was trained unless it is false.
+    ``zoom`` is as the checkpoint was trained unless it is false. ``checkpoint_id`` is of the checkpoint that
+    the server runs: what was asked with another one is asked anew.
 
     Raises QuestionError, OutputError when the database can't be used, and whatever the tools and the chat
     model raise.
@@ -65,7 +67,7 @@ async def ask(
         return await _stream(build_iir_graph(tools, chat_model, config=config), request, {}, emit)
     opened = await tools.open_scan(scan, volume, progress_events(emit, "open"))
     request["opened"] = dump(opened)
-    thread = thread_id or make_thread_id(opened.scan_id, asked, config, chat_model, masks)
+    thread = thread_id or make_thread_id(opened.scan_id, asked, config, chat_model, masks, checkpoint_id)
     tell = progress_events(emit, "open")
     waits = partial(tell, None, "waiting for another run of this question")
     async with open_checkpoints(checkpoint_db, thread, waits) as saver:

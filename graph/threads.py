@@ -29,11 +29,17 @@ Without it every step waits for the disk, most of the agent's own time."""
 
 
 def make_thread_id(
-    scan_id: str, question: str, config: IIRConfig, chat_model: BaseChatModel, masks: str | None
+    scan_id: str,
+    question: str,
+    config: IIRConfig,
+    chat_model: BaseChatModel,
+    masks: str | None,
+    checkpoint_id: str | None = None,
 ) -> str:
     """32 hex digits over all that the answer depends on; the same question again is the same thread.
 
     A scan counts by its content, ``masks`` by its file's content, or by its path where the file is elsewhere.
+    ``checkpoint_id`` is of what the server encodes and classifies with.
     """
     parts = {
         "version": tumorchain_agent.__version__,
@@ -41,6 +47,7 @@ def make_thread_id(
         "question": question,
         "config": config.model_dump(mode="json"),
         "llm": [type(chat_model).__name__, llm_name(chat_model), _parameters(chat_model)],
+        "checkpoint": checkpoint_id,
         "endpoint": getattr(chat_model, "openai_api_base", None),
         "masks": _content_hash(masks) if masks is not None else None,
     }

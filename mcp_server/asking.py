@@ -72,6 +72,7 @@ class Asker:
             trained = self._trained_history(kind)
             if kind == "tokens":
                 self._bench.served.zoom(zoom)
+            checkpoint_id = self._bench.served.behind(kind)
             chat_model = await self._chat_model(kind)
             answer = await ask(
                 client,
@@ -86,6 +87,7 @@ class Asker:
                 on_event=on_event,
                 volume=volume,
                 zoom=zoom,
+                checkpoint_id=checkpoint_id,
             )
         self._bench.answers.keep(answer)
         return answer

@@ -11,6 +11,7 @@ import os
 import re
 import uuid
 from collections.abc import Iterator
+from contextlib import suppress
 from itertools import islice
 from pathlib import Path
 from typing import Any
@@ -60,7 +61,8 @@ def local_path(given: str, error: type[InputError]) -> Path:
     """A path as a caller wrote it, made absolute. Raises ``error`` for one that no file can have."""
     try:
         path = Path(given).expanduser().absolute()
-        path.exists()
+        with suppress(FileNotFoundError, NotADirectoryError):
+            path.stat()
     except (OSError, RuntimeError, ValueError) as cause:
         raise error(f"{given[:80]!r} can't be a path on the server's machine ({cause}); check it") from cause
     return path

@@ -20,6 +20,7 @@ if TYPE_CHECKING:
 
     from tumorchain_agent.model.checkpoint import CheckpointInfo
     from tumorchain_agent.model.vision import VisionTower
+    from tumorchain_agent.records import EvidenceKind
     from tumorchain_agent.tools.zoom import Zoom
 
 
@@ -52,6 +53,10 @@ class ServedCheckpoint:
     @property
     def checkpoint_id(self) -> str:
         return self.info.checkpoint_id
+
+    def behind(self, evidence: EvidenceKind) -> str | None:
+        """Id of the checkpoint that such evidence comes from, were it only its classifier; pictures need none."""
+        return None if evidence == "images" else self.checkpoint_id
 
     @property
     def preprocessing(self) -> Preprocessing:

@@ -45,11 +45,46 @@ def test_rows_start_from_the_tables_folder_and_carry_other_columns_along(tmp_pat
         ("id,scan,question\n../a,ct.nii.gz,T?\n", "isn't of letters"),
         ("id,scan,question\na,ct.nii.gz,T?\nA,ct.nii.gz,N?\n", "row 2 has the id of row 1"),
         ("scan,question,volume\nct.nii.gz,T?,first\n", "volume 'first' is not a whole number"),
+        (
+            "scan,question,volume\nct.nii.gz,T?,99999999999999999999999\n",
+            "row 1: volume '99999999999999999999' is",
+        ),
+        (f"scan,question,volume\nct.nii.gz,T?,{'9' * 5000}\n", "row 1: volume '99999999999999999999' is"),
+        ("scan,question,question\nct.nii.gz,T?,N?\n", "has 2 columns 'question'"),
+        ("scan,question,site,site\nct.nii.gz,T?,x,y\n", "has 2 columns 'site'"),
+        (
+            "scan,question\nct.nii.gz,T?\n~nosuch/x.nii.gz,T?\n",
+            "row 2: scan '~nosuch/x.nii.gz' can't be a path",
+        ),
+        ("scan,question\nc\0t.nii.gz,T?\n", r"row 1: scan 'c\\x00t.nii.gz' can't be a path"),
+        ("scan,question,masks\nct.nii.gz,T?,~nosuch/l\n", "row 1: masks '~nosuch/l' can't be a path"),
     ],
 )
 def test_a_table_that_cant_be_used_is_refused_whole(tmp_path: Path, text: str, told: str) -> None:
     with pytest.raises(InputError, match=told):
         read_table(table(tmp_path, text))
+
+
+def test_columns_without_a_name_and_zeros_before_a_number_do_no_harm(tmp_path: Path) -> None:
+    (row,) = read_table(table(tmp_path, "scan,question,volume,,\nct.nii.gz,T?,00000000000001,,\n"))
+    assert row.volume == 1
+
+
+def test_a_path_that_only_cant_be_reached_from_here_is_the_rows_own_matter(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def denied(path: Path) -> None:
+        raise PermissionError(13, "Permission denied")
+
+    monkeypatch.setattr(Path, "stat", denied)
+    (row,) = read_table(table(tmp_path, "scan,question\n/far/ct.nii.gz,T?\n"))
+    assert row.scan == "/far/ct.nii.gz"
+
+
+def test_a_path_may_start_from_the_home_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("HOME", "/home/me")
+    (row,) = read_table(table(tmp_path, "scan,question\n~/ct.nii.gz,T?\n"))
+    assert row.scan == "/home/me/ct.nii.gz"
 
 
 def test_a_folder_of_something_else_is_left_alone(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

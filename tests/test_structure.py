@@ -143,10 +143,15 @@ def test_nothing_is_left_to_do_in_the_source() -> None:
 
 
 def test_nobody_catches_everything_or_validates_by_assert() -> None:
+    """But to end in an error of ours that it caused."""
     wrong = []
     for path in sources():
         for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
             match node:
+                case ast.ExceptHandler(
+                    type=ast.Name(id="Exception"), body=[*_, ast.Raise(exc=ast.Call(), cause=ast.Name())]
+                ):
+                    continue
                 case ast.ExceptHandler(type=None | ast.Name(id="Exception")) | ast.Assert():
                     wrong.append(f"{path.relative_to(ROOT)}:{node.lineno}")
     assert wrong == []

@@ -5,6 +5,7 @@ from __future__ import annotations
 import fcntl
 import json
 import os
+import re
 from collections import Counter
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -24,7 +25,9 @@ if TYPE_CHECKING:
 
 MANIFEST: Final = "batch.json"
 ROWS: Final = "rows"
+LOCK: Final = ".lock"
 ANSWERS: Final = "answers.parquet"
+_DRAFT: Final = re.compile(rf"\.{re.escape(MANIFEST)}\.[0-9a-f]+\.tmp")
 _GROUP: Final = 256
 """Rows of a Parquet row group, and in memory."""
 
@@ -71,7 +74,7 @@ class BatchFolder:
     def check(self) -> None:
         """OutputError when the folder holds something else; nothing is written."""
         try:
-            foreign = self.path.exists() and any(self.path.iterdir()) and not (self.path / MANIFEST).is_file()
+            foreign = self.path.exists() and not (self.path / MANIFEST).is_file() and not self._is_begun()
         except OSError as error:
             raise self._unusable(error) from error
         if foreign:
@@ -79,12 +82,32 @@ class BatchFolder:
                 f"--out {self.path} holds files but no {MANIFEST} of an earlier batch; name a new folder"
             )
 
+    def _is_begun(self) -> bool:
+        """Whether it is empty, or what a run left that couldn't write the manifest."""
+        names = {each.name for each in self.path.iterdir() if not _DRAFT.fullmatch(each.name)}
+        return names <= {LOCK, ROWS} and not (ROWS in names and any((self.path / ROWS).iterdir()))
+
+    def check_table(self, rows: Iterable[Row]) -> None:
+        """OutputError when there are answers, and none to a scan and question of ``rows``: another table's."""
+        asked = {(row.scan, row.question) for row in rows}
+        others = False
+        for file in (self.path / ROWS).glob("*.json"):
+            known = _asked(file)
+            if known in asked:
+                return
+            others = others or known is not None
+        if others:
+            raise OutputError(
+                f"--out {self.path} holds the answers of another table, none to a scan and question of this one; "
+                "name a new folder, or delete that one if they may go"
+            )
+
     @contextmanager
     def held(self) -> Iterator[None]:
         """The folder, made if need be, for this run alone. OutputError when another run has it."""
         try:
             (self.path / ROWS).mkdir(parents=True, exist_ok=True)
-            lock = os.open(self.path / ".lock", os.O_RDWR | os.O_CREAT, 0o600)
+            lock = os.open(self.path / LOCK, os.O_RDWR | os.O_CREAT, 0o600)
         except OSError as error:
             raise self._unusable(error) from error
         try:
@@ -149,6 +172,16 @@ class BatchFolder:
                     _write_group(writer, group, schema)
                     group.clear()
             _write_group(writer, group, schema)
+
+
+def _asked(file: Path) -> tuple[str, str] | None:
+    """Scan and question of an answered row, whatever version wrote it."""
+    try:
+        told = json.loads(file.read_text(encoding="utf-8"))
+        row = told["row"]
+        return (str(row["scan"]), str(row["question"])) if told["status"] == "answered" else None
+    except (ValueError, KeyError, TypeError):
+        return None
 
 
 def _whole_file(path: Path) -> Any:

@@ -11,16 +11,20 @@ import tempfile
 import threading
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from pathlib import Path
 from typing import Any, Final
 
 from tumorchain_agent.batch_rows import Outcome
 from tumorchain_agent.batch_table import Row
 from tumorchain_agent.batch_worker import Attempts, Reasoning, RowAsker, from_item, to_item
-from tumorchain_agent.errors import InputError, TumorChainError
+from tumorchain_agent.errors import InputError, OutputError, TumorChainError
 from tumorchain_agent.settings import Settings
 
 _OBJECT_STORE_BYTES: Final = 128 << 20
 _CORES_A_WORKER: Final = 4
+_PREFIX: Final = "tumorchain-ray-"
+_FOLDER_BYTES: Final = 43
+"""Of the path of Ray's folder at most: a socket's has 107 bytes, and Ray's own names below the folder take 64."""
 _QUIET: Final = {
     "RAY_USAGE_STATS_ENABLED": "0",
     "RAY_DEDUP_LOGS": "0",
@@ -54,18 +58,10 @@ def cluster() -> Iterator[Any]:
     except ImportError as error:
         raise InputError('batch needs Ray: pip install "tumorchain-agent[ray]"') from error
 
-    folder = None if address else tempfile.mkdtemp(prefix="tumorchain-ray-")
-    given = {"address": address} if address else _alone(str(folder))
+    folder = None if address else _short_folder()
     on_terminate = signal.getsignal(signal.SIGTERM)
     try:
-        try:
-            ray.init(log_to_driver=False, logging_level=logging.ERROR, **given)
-        except (ConnectionError, RuntimeError, ValueError) as error:
-            where = f"at RAY_ADDRESS={address}" if address else "on this machine"
-            reason = " ".join(str(error).split())[:200]
-            raise TumorChainError(
-                f"no Ray cluster could be used {where} ({reason}); check it with ray status"
-            ) from error
+        _start(ray, address, folder)
         if threading.current_thread() is threading.main_thread():
             signal.signal(signal.SIGTERM, on_terminate)
         yield ray
@@ -73,6 +69,40 @@ def cluster() -> Iterator[Any]:
         ray.shutdown()
         if folder is not None:
             shutil.rmtree(folder, ignore_errors=True)
+
+
+def _start(ray: Any, address: str | None, folder: str | None) -> None:
+    """Raises TumorChainError for whatever Ray ends in: its node's start raises Exception itself."""
+    given = {"address": address} if folder is None else _alone(folder)
+    try:
+        ray.init(log_to_driver=False, logging_level=logging.ERROR, **given)
+    except Exception as error:
+        where = f"at RAY_ADDRESS={address}" if address else "on this machine"
+        reason = " ".join(str(error).split())[:200] or type(error).__name__
+        remedy = (
+            "check it with ray status"
+            if folder is None
+            else f"free memory and room in {Path(folder).parent}, or set TMPDIR to another folder, and run again"
+        )
+        raise TumorChainError(f"no Ray cluster could be used {where} ({reason}); {remedy}") from error
+
+
+def _short_folder() -> str:
+    """A new folder for Ray, in /tmp where the temporary folder's path is too long for its sockets."""
+    try:
+        given = tempfile.gettempdir()
+        for place in dict.fromkeys((given, "/tmp")):
+            length = len(os.fsencode(place)) + len(f"/{_PREFIX}12345678")
+            if length <= _FOLDER_BYTES and os.access(place, os.W_OK | os.X_OK):
+                return tempfile.mkdtemp(prefix=_PREFIX, dir=place)
+    except OSError as error:
+        raise OutputError(
+            f"no temporary folder can be made ({error.strerror}); free space, or set TMPDIR to another folder"
+        ) from error
+    raise OutputError(
+        f"the temporary folder {given} has too long a path for Ray's sockets, and /tmp can't be written; "
+        f"set TMPDIR to a folder of {_FOLDER_BYTES - len(_PREFIX) - 9} bytes or less"
+    )
 
 
 def _alone(folder: str) -> dict[str, Any]:

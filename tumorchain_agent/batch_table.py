@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import re
+from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Final
@@ -16,6 +17,8 @@ from tumorchain_agent.records import Record
 NEEDED: Final = ("scan", "question")
 KNOWN: Final = (*NEEDED, "id", "masks", "volume")
 _ID: Final = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,99}")
+_DIGITS: Final = 9
+"""Of a volume's number at most; no scan has so many."""
 _NAMED: Final = 5
 """So many bad rows are named."""
 
@@ -37,13 +40,13 @@ class Row(Record):
 def read_table(path: Path) -> list[Row]:
     """The rows in order; relative paths start from the table's folder.
 
-    Raises InputError that names the first bad lines: a missing column, an empty cell, an id that is used twice or
-    can't name a file, a volume that is no number.
+    Raises InputError that names the first bad lines: a column that is missing or there twice, an empty cell, an id
+    that is used twice or can't name a file, a path that no file can have, a volume that is no number.
     """
     try:
         with path.open(encoding="utf-8-sig", newline="") as file:
-            lines = list(csv.DictReader(file, strict=True))
-            columns = list(lines[0]) if lines else []
+            reader = csv.DictReader(file, strict=True)
+            lines, columns = list(reader), list(reader.fieldnames or ())
     except (OSError, UnicodeDecodeError, csv.Error) as error:
         reason = getattr(error, "strerror", None) or str(error)
         raise InputError(f"{path} can't be read as CSV ({reason}); save it as UTF-8 with a header") from error
@@ -55,10 +58,13 @@ def read_table(path: Path) -> list[Row]:
     return rows
 
 
-def _check_columns(path: Path, columns: Sequence[str | None], lines: Sequence[dict[str, str]]) -> None:
+def _check_columns(path: Path, columns: Sequence[str], lines: Sequence[dict[str, str]]) -> None:
     missing = [name for name in NEEDED if name not in columns]
     if missing:
         raise InputError(f"{path} has no column {missing[0]!r}; its header must name {', '.join(NEEDED)}")
+    twice = [name for name, count in Counter(columns).items() if name and count > 1]
+    if twice:
+        raise InputError(f"{path} has {columns.count(twice[0])} columns {twice[0][:40]!r}; leave one of them")
     ragged = [number for number, line in enumerate(lines, 1) if None in line or None in line.values()]
     if ragged:
         raise InputError(
@@ -74,27 +80,42 @@ def _row(folder: Path, number: int, line: dict[str, str], count: int) -> Row:
         scan=_path(folder, cells["scan"]) if cells["scan"] else "",
         question=cells["question"],
         masks=_path(folder, cells["masks"]) if cells.get("masks") else None,
-        volume=int(volume) if volume is not None and volume.isdecimal() else None,
+        volume=int(volume) if volume is not None and _is_volume(volume) else None,
         more={name: value for name, value in cells.items() if name not in KNOWN},
     )
 
 
 def _path(folder: Path, text: str) -> str:
-    return str(folder / Path(text).expanduser())
+    """Absolute; empty for one that no file can have. Whether it can be reached is the row's own matter."""
+    from tumorchain_agent.mcp_server.index import local_path
+
+    given = text if text.startswith("~") else str(folder / text)
+    try:
+        return str(local_path(given, InputError))
+    except InputError as error:
+        return given if isinstance(error.__cause__, OSError) else ""
+
+
+def _is_volume(text: str) -> bool:
+    return text.isdecimal() and len(text.lstrip("0")) <= _DIGITS
 
 
 def _check_rows(path: Path, rows: Sequence[Row], lines: Sequence[dict[str, str]]) -> None:
     problems, seen = [], dict[str, int]()
     for number, (row, line) in enumerate(zip(rows, lines, strict=True), 1):
-        volume = line.get("volume", "").strip()
-        if not row.scan or not row.question:
-            problems.append(f"row {number} has no {'question' if row.scan else 'scan'}")
+        scan, masks, volume = (line.get(name, "").strip() for name in ("scan", "masks", "volume"))
+        if not scan or not row.question:
+            problems.append(f"row {number} has no {'question' if scan else 'scan'}")
+        elif not row.scan or (masks and not row.masks):
+            name, path_of = ("masks", masks) if row.scan else ("scan", scan)
+            problems.append(f"row {number}: {name} {path_of[:40]!r} can't be a path")
         elif not _ID.fullmatch(row.id):
             problems.append(f"row {number}: id {row.id[:40]!r} isn't of letters, digits, '.', '_' and '-'")
         elif row.id.lower() in seen:
             problems.append(f"row {number} has the id of row {seen[row.id.lower()]}, {row.id}")
-        elif volume and not volume.isdecimal():
-            problems.append(f"row {number}: volume {volume[:20]!r} is not a whole number from 0")
+        elif volume and not _is_volume(volume):
+            most = 10**_DIGITS - 1
+            problems.append(f"row {number}: volume {volume[:20]!r} is not a whole number from 0 to {most}")
         seen.setdefault(row.id.lower(), number)
     if problems:
         more = f" and {len(problems) - _NAMED} more" if len(problems) > _NAMED else ""

@@ -108,6 +108,7 @@ class RowAsker:
                 checkpoint_db=self._settings.cache_dir / THREADS,
                 volume=row.volume,
                 zoom=wanted.zoom,
+                checkpoint_id=self._bench.served.behind(wanted.evidence),
             )
 
     def _chat_model(self) -> BaseChatModel:

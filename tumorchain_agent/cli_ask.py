@@ -164,9 +164,10 @@ async def _ask(job: _Job, view: View) -> tuple[Answer, Material | None]:
             tools = CTTools(client)
             if job.args.zoom:
                 bench.served.zoom(wanted=True)
+            checkpoint_id = bench.served.behind(job.args.evidence)
             await _open(job, view, tools)
             trained: History = bench.served.info.history if job.args.evidence == "tokens" else "append"
-            answer = await _reason(job, view, tools, job.args.history or trained)
+            answer = await _reason(job, view, tools, job.args.history or trained, checkpoint_id)
             if job.out is None:
                 return answer, None
             view.writing()
@@ -186,7 +187,9 @@ async def _open(job: _Job, view: View, tools: CTTools) -> None:
     view.scan(scan)
 
 
-async def _reason(job: _Job, view: View, tools: CTTools, history: History) -> Answer:
+async def _reason(
+    job: _Job, view: View, tools: CTTools, history: History, checkpoint_id: str | None
+) -> Answer:
     from anyio import to_thread
 
     from tumorchain_agent.graph.run import ask
@@ -208,6 +211,7 @@ async def _reason(job: _Job, view: View, tools: CTTools, history: History) -> An
         on_event=view.on_event,
         volume=job.args.volume,
         zoom=job.args.zoom,
+        checkpoint_id=checkpoint_id,
     )
 
 

@@ -50,23 +50,24 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def run(args: argparse.Namespace) -> int:
     """Answer the rows that have no answer yet; 0 when all have one, 1 when some ended in an error."""
     from tumorchain_agent.batch_rows import BatchFolder
+    from tumorchain_agent.batch_run import outcomes
     from tumorchain_agent.batch_table import read_table
-    from tumorchain_agent.cli_ask import load_settings
     from tumorchain_agent.records import DISCLAIMER
 
     began = time.monotonic()
+    settings = _settings(args)
     rows = read_table(args.table)
     folder = BatchFolder(args.out)
     folder.check()
-    settings = load_settings(
-        **{name: getattr(args, name) for name in ("model", "device", "llm_url", "llm_model", "max_rounds")}
-    )
-    keyed = _keyed(rows, settings, _reasoning(args, settings))
+    settings, reasoning = _checked(args, settings)
+    keyed = _keyed(rows, settings, reasoning)
     with folder.held():
+        folder.check_table(rows)
         left = [(row, key) for row, key in keyed if not _is_answered(folder, row, key)]
         if left:
             folder.write_summary(_summary(folder, rows, args, 0.0, finished=False))
-            _answer(folder, left, settings, args, len(rows))
+            with _bar(len(rows), len(rows) - len(left)) as advance:
+                _answer(folder, left, outcomes(left, settings, reasoning, args.workers), advance)
         summary = _summary(folder, rows, args, time.monotonic() - began, finished=True)
         folder.write_parquet(rows)
         _write_page(folder, rows, summary)
@@ -79,10 +80,26 @@ def run(args: argparse.Namespace) -> int:
     return 1 if summary.failed else 0
 
 
-def _reasoning(args: argparse.Namespace, settings: Settings) -> Reasoning:
-    """Raises what would be wrong with every row: a checkpoint that is none, an LLM that isn't there."""
+def _settings(args: argparse.Namespace) -> Settings:
+    """Raises CheckpointError when the checkpoint's folder is none."""
+    from tumorchain_agent.cli_ask import load_settings
+    from tumorchain_agent.mcp_server.served_checkpoint import ServedCheckpoint
+    from tumorchain_agent.model.checkpoint import read_info
+
+    names = ("model", "device", "llm_url", "llm_model", "max_rounds")
+    settings = load_settings(**{name: getattr(args, name) for name in names})
+    read_info(ServedCheckpoint(settings).folder)
+    return settings
+
+
+def _checked(args: argparse.Namespace, settings: Settings) -> tuple[Settings, Reasoning]:
+    """How rows are answered, and the settings with the name of the LLM that its server gives.
+
+    Raises what would be wrong with every row: a checkpoint without that zoom, an LLM that isn't there.
+    """
     from tumorchain_agent.batch_worker import Reasoning
     from tumorchain_agent.errors import InputError
+    from tumorchain_agent.graph.llm import llm_name
     from tumorchain_agent.graph.prompts import check_zoom
     from tumorchain_agent.mcp_server.served_checkpoint import ServedCheckpoint
     from tumorchain_agent.model.chat import chat_model_from
@@ -95,32 +112,40 @@ def _reasoning(args: argparse.Namespace, settings: Settings) -> Reasoning:
     if args.evidence == "tokens":
         ServedCheckpoint(settings).zoom(args.zoom)
     if settings.llm_url is not None or args.evidence == "images":
-        chat_model_from(settings, evidence=args.evidence)
-    return Reasoning(
+        llm = llm_name(chat_model_from(settings, evidence=args.evidence))
+        settings = settings.model_copy(update={"llm_model": llm})
+    return settings, Reasoning(
         evidence=args.evidence, history=args.history, zoom=args.zoom, max_rounds=settings.max_rounds
     )
 
 
 def _keyed(rows: Sequence[Row], settings: Settings, reasoning: Reasoning) -> list[Keyed]:
-    """Each row with what its answer depends on: files by name, size and time, model by its weights."""
+    """Each row with what its answer depends on: files by name, size and time, models by their weights."""
     from tumorchain_agent.mcp_server.index import file_signature
     from tumorchain_agent.mcp_server.served_checkpoint import ServedCheckpoint
     from tumorchain_agent.tools.cache import content_key
 
-    checkpoint = ServedCheckpoint(settings).checkpoint_id if reasoning.evidence == "tokens" else ""
-    fixed = [
-        checkpoint,
-        settings.llm_url,
-        settings.llm_model,
-        settings.segmentation,
-        reasoning.model_dump_json(),
-    ]
+    checkpoint = ServedCheckpoint(settings).behind(reasoning.evidence)
+    segments = None if all(row.masks for row in rows) else _segments(settings)
+    fixed = [checkpoint, settings.llm_url, settings.llm_model, reasoning.model_dump_json()]
 
     def key(row: Row) -> str:
         files = [(path, file_signature(Path(path))) for path in (row.scan, row.masks) if path is not None]
-        return content_key("batch row", str([*fixed, row.question, row.volume, *files]))
+        organs = segments if row.masks is None else None
+        return content_key("batch row", str([*fixed, organs, row.question, row.volume, *files]))
 
     return [(row, key(row)) for row in rows]
+
+
+def _segments(settings: Settings) -> str | None:
+    """Id of the segmentation weights; ``None`` where there are none, as each row's own error then says."""
+    from tumorchain_agent.errors import SegmentationError
+    from tumorchain_agent.tools.segment_weights import find_weights
+
+    try:
+        return find_weights(settings).weights_id
+    except SegmentationError:
+        return None
 
 
 def _is_answered(folder: BatchFolder, row: Row, key: str) -> bool:
@@ -133,18 +158,17 @@ def _is_answered(folder: BatchFolder, row: Row, key: str) -> bool:
 
 
 def _answer(
-    folder: BatchFolder, left: Sequence[Keyed], settings: Settings, args: argparse.Namespace, total: int
+    folder: BatchFolder,
+    left: Sequence[Keyed],
+    found: Iterable[Outcome],
+    advance: Callable[[Outcome], None],
 ) -> None:
     """Write each outcome as it comes; rows that none came of are written as failed."""
-    from tumorchain_agent.batch_run import outcomes
-
     waiting = {row.id: (row, key) for row, key in left}
-    reasoning = _reasoning(args, settings)
-    with _bar(total, total - len(left)) as advance:
-        for outcome in outcomes(left, settings, reasoning, args.workers):
-            folder.write(outcome)
-            waiting.pop(outcome.row.id, None)
-            advance(outcome)
+    for outcome in found:
+        folder.write(outcome)
+        waiting.pop(outcome.row.id, None)
+        advance(outcome)
     for row, key in waiting.values():
         folder.write(_without_outcome(row, key))
 

@@ -279,6 +279,8 @@ def test_the_thread_id_covers_all_that_the_answer_depends_on(tmp_path: Path) -> 
         thread_id(masks=str(first)),
         thread_id(masks=str(second)),
         thread_id(masks="elsewhere.nii"),
+        thread_id(checkpoint_id="nano-1"),
+        thread_id(checkpoint_id="nano-2"),
     ]
     assert len(set(ids)) == len(ids)
     assert thread_id() == ids[0]

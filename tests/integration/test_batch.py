@@ -49,7 +49,10 @@ class Place:
             "--workers",
             "2",
         ]
+        temporary = self.folder / "a temporary folder with a path too long for sockets"
+        temporary.mkdir(exist_ok=True)
         names = {"TUMORCHAIN_CACHE_DIR": str(self.folder / "cache"), "OMP_NUM_THREADS": "1"}
+        names["TMPDIR"] = str(temporary)
         return subprocess.run(
             [sys.executable, "-m", "tumorchain_agent.cli", *command],
             cwd=self.folder, env=os.environ | names, capture_output=True, text=True, check=False, timeout=300,
